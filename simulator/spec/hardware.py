@@ -1,0 +1,83 @@
+"""What computes and connects, as frozen values: devices, links, tiers, clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from simulator.spec.kernels import KernelModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One accelerator. Peaks are dense (no sparsity), per device, by dtype."""
+
+    name: str
+    title: str
+    vendor: str
+    generation: str
+    """volta, ampere, hopper, blackwell, cdna3, tpu, gaudi, trainium, cpu, ...: shares NCCL constants and efficiencies."""
+    peak_flops_per_s: Mapping[str, float]
+    """Matrix-unit peaks by dtype: fp32, tf32, fp16, bf16, fp8, nvfp4, ..."""
+    vector_flops_per_s: float
+    """fp32 peak of the vector units."""
+    memory_bytes: float
+    memory_bandwidth_bytes_per_s: float
+    cache_bytes: float = 0.0
+    units: int = 0
+    """Streaming multiprocessors, compute units or cores (0 unknown)."""
+    tdp_watts: float = 0.0
+    price_usd_per_hour: float = 0.0
+    kernels: KernelModel
+    """Fitted or inherited kernel constants; `kernels.provenance` says which."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tier:
+    """One level of the network: groups of `size` devices joined by `topology`.
+
+    Tiers nest: the innermost (a node's scale-up domain) first, each `size` a multiple of the one before.
+    """
+
+    name: str
+    kind: str
+    """nvlink, nvswitch, pcie, xgmi, infiniband, roce, ethernet, ici, dcn, neuronlink, loopback."""
+    topology: str
+    """switch, full-mesh, hybrid-cube-mesh, pcie-tree, torus, mesh, fat-tree, leaf-spine, dragonfly."""
+    size: int
+    """Devices joined at this level (all levels below included); the outermost holds the whole cluster."""
+    bandwidth_bytes_per_s: float
+    """Per device and direction into this tier."""
+    latency_s: float
+    oversubscription: float = 1.0
+    """Down-link over up-link capacity at this level; 1 is full bisection."""
+    channels: int = 0
+    """Links per device (NVLink count, ICI links); 0 unknown."""
+    shape: tuple[int, ...] = ()
+    """Torus or mesh: devices per dimension."""
+    wrap: tuple[bool, ...] = ()
+    reduce_in_switch: bool = False
+    rail_optimised: bool = False
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """Equal nodes of equal devices joined by nested tiers (heterogeneous clusters list `node_devices`)."""
+
+    name: str
+    title: str
+    device: Device
+    devices_per_node: int
+    nodes: int
+    tiers: tuple[Tier, ...]
+    host: str = "x86-intel"
+    price_usd_per_device_hour: float = 0.0
+    node_devices: tuple[Device, ...] = ()
+    """Heterogeneous: the device of each node; empty when all equal `device`."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def devices(self) -> int:
+        return self.devices_per_node * self.nodes

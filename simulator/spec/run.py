@@ -1,0 +1,82 @@
+"""What is run: batch, sequence, precision, optimizer; and what the software does: a framework profile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "fp8", "mxfp8", "nvfp4")
+OPTIMIZERS = ("adam", "adamw", "adam-bf16", "adafactor", "sgd", "lamb")
+CONVENTIONS = ("megatron", "palm", "torch")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Framework:
+    """What a training framework's software does, from its documentation or source. No number fitted to a step."""
+
+    name: str
+    title: str = ""
+    attention: str = "fused"
+    """Default attention core: fused (flash) or unfused (batched GEMM, softmax, GEMM)."""
+    fused_softmax: bool = True
+    """Unfused attention: scale, mask and softmax in one kernel."""
+    fused_bias_activation: bool = True
+    fused_bias_dropout: bool = True
+    """Bias, dropout and residual add in one kernel."""
+    fused_norm: bool = True
+    fused_rope: bool = True
+    fused_cross_entropy: bool = True
+    fused_optimizer: bool = True
+    dropout: float | None = None
+    """Dropout probability used by default; None is the model's own."""
+    logits_dtype: str = "fp32"
+    """Dtype in which the loss is computed."""
+    gradient_dtype: str = "fp32"
+    """Dtype in which gradients are accumulated over micro-batches (main gradients)."""
+    gradient_reduce_dtype: str = "fp32"
+    """Dtype on the wire of the data-parallel reduction."""
+    overlap_grad_reduce: bool = False
+    overlap_param_gather: bool = False
+    overlap_tp: bool = False
+    overlap_moe: bool = False
+    overlap_p2p: bool = True
+    vocab_multiple: int = 128
+    """The vocabulary is padded to a multiple of this times tp."""
+    bucket_bytes: float = 160e6
+    """Gradient bucket of the overlapped reduction."""
+    launch_s: float = 5e-6
+    """Host time to launch one kernel (eager dispatch), s."""
+    cuda_graphs: bool = False
+    """Launches are replayed from a graph: no host time per kernel."""
+    compiled: bool = False
+    """A fusing compiler (XLA, torch.compile) merges neighbouring pointwise kernels."""
+    context_bytes: float = 1.0e9
+    """Device memory of the context, NCCL and libraries outside the framework's allocator."""
+    fragmentation_fraction: float = 0.0
+    """Share of the allocator's reserved memory that no tensor uses."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One training run's settings that do not depend on how it is split."""
+
+    global_batch: int
+    """Sequences per step."""
+    seq_len: int = 0
+    """Tokens per sequence (encoder tokens of an encoder-decoder); 0 is the model's own."""
+    target_seq_len: int = 0
+    """Decoder tokens per sequence of an encoder-decoder; 0 is the model's own, or seq_len."""
+    precision: str = "bf16"
+    optimizer: str = "adamw"
+    framework: str = "megatron-core"
+    attention: str = ""
+    """"fused" or "unfused"; empty is the framework's default."""
+    dropout: float | None = None
+    """None is the framework's default, else the model's."""
+    capacity_factor: float | None = None
+    """Overrides the model's expert capacity factor; 0 is dropless."""
+    expert_imbalance: float = 1.0
+    """Tokens of the busiest expert-parallel rank over the mean (1 is balanced)."""
+    flops_convention: str = "megatron"
+    """Which model-FLOP count MFU is defined on."""
