@@ -23,13 +23,17 @@ DTYPE_BYTES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gemm:
-    """C[m, n] += A[m, k] B[k, n], `batch` times. FLOPs = 2 batch m n k."""
+    """C[m, n] += A[m, k] B[k, n], `batch` times in one kernel, `repeat` kernels one after the other.
+
+    FLOPs = 2 batch m n k repeat.
+    """
 
     m: Number
     n: Number
     k: Number
     batch: Number = 1
     dtype: str = "bf16"
+    repeat: Number = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,13 +90,15 @@ class Collective:
     """Communication on a parallel axis. `bytes` is the full (gathered, unreduced) buffer of one rank's group.
 
     kind: all_reduce, reduce_scatter, all_gather, all_to_all, broadcast, send. For all_to_all, `bytes` is what
-    one rank holds (it keeps 1/n of it).
+    one rank holds (it keeps 1/n of it). `hides` names what a non-blocking one runs beside: "" (nothing, it
+    blocks), "weight_grad" or "input_grad" (the GEMM of that part of the same operation), "attention" (the
+    attention core of the same layer), "experts" (another micro-batch's work, where the framework overlaps so).
     """
 
     kind: Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast", "send"]
     axis: str
     bytes: Number
-    blocking: bool = True
+    hides: str = ""
 
 
 Work: TypeAlias = Gemm | AttentionCore | GroupedGemm | Pointwise | Lookup | Collective
@@ -115,11 +121,16 @@ class Weight:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
-    """A tensor kept for backward, local bytes. `boundary`: input of a recomputable module, kept when it is recomputed."""
+    """A tensor kept for backward, local bytes, listed by the operation that produces it.
+
+    `boundary`: it crosses the border of a recomputable module and stays when that module is recomputed.
+    `statistic`: per-token or per-row numbers (a norm's mean, attention's log-sum-exp) that closed forms leave out.
+    """
 
     name: str
     bytes: Number
     boundary: bool = False
+    statistic: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

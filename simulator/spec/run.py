@@ -37,9 +37,13 @@ class Framework:
     """Dtype on the wire of the data-parallel reduction."""
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
+    overlap_tp_grad: bool = True
+    """The tensor-parallel reduction of an input gradient runs beside the weight-gradient GEMM."""
     overlap_tp: bool = False
     overlap_moe: bool = False
     overlap_p2p: bool = True
+    logits_fraction: float = 1.0
+    """Share of positions projected onto the vocabulary (BERT scripts that gather masked positions first)."""
     vocab_multiple: int = 128
     """The vocabulary is padded to a multiple of this times tp."""
     bucket_bytes: float = 160e6

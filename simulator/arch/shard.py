@@ -1,0 +1,126 @@
+"""How one rank sees the model: local sizes under the degrees, and which kernels the software runs.
+
+`Shard` holds the numbers (they broadcast), `Kernels` the structural options (constant within a call).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from simulator.arch.operations import DTYPE_BYTES, Number
+from simulator.spec.model import ModelSpec
+from simulator.spec.run import Framework, Run
+
+LOW_PRECISIONS = ("fp8", "mxfp8", "nvfp4")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernels:
+    """The software's structural choices that decide which kernels run and what they save."""
+
+    fused_attention: bool
+    fused_softmax: bool
+    fused_bias_activation: bool
+    fused_bias_dropout: bool
+    fused_norm: bool
+    fused_rope: bool
+    fused_cross_entropy: bool
+    compiled: bool
+    dropout: bool
+    activation_dtype: str
+    """Dtype of activations and of their gradients."""
+    gemm_dtype: str
+    """Dtype that the linear layers' GEMMs multiply in."""
+    logits_dtype: str
+    overlap_tp_grad: bool
+    """The tensor-parallel collective of an input gradient runs beside the weight-gradient GEMM."""
+    overlap_tp: bool
+    """Forward tensor-parallel collectives are pipelined with their GEMM (user buffers, async-TP)."""
+    overlap_moe: bool
+    logits_fraction: float = 1.0
+    """Share of positions that reach the vocabulary projection (masked-LM heads that gather them first)."""
+
+    @property
+    def element_bytes(self) -> float:
+        """Bytes per activation element [B]."""
+        return DTYPE_BYTES[self.activation_dtype]
+
+    @property
+    def gemm_input_bytes(self) -> float:
+        """Bytes per element of a linear layer's input as it is saved for backward [B]."""
+        return DTYPE_BYTES[self.gemm_dtype] if self.gemm_dtype in LOW_PRECISIONS else self.element_bytes
+
+
+def kernels_for(model: ModelSpec, run: Run, framework: Framework, *, overlap_tp: bool, overlap_moe: bool) -> Kernels:
+    """The kernels that `framework` runs for this model at this run's precision."""
+    dropout = next(p for p in (run.dropout, framework.dropout, model.dropout) if p is not None)
+    activation = run.precision if run.precision in ("fp32", "tf32", "fp16", "bf16") else "bf16"
+    return Kernels(
+        fused_attention=(run.attention or framework.attention) == "fused",
+        fused_softmax=framework.fused_softmax,
+        fused_bias_activation=framework.fused_bias_activation,
+        fused_bias_dropout=framework.fused_bias_dropout,
+        fused_norm=framework.fused_norm,
+        fused_rope=framework.fused_rope,
+        fused_cross_entropy=framework.fused_cross_entropy,
+        compiled=framework.compiled,
+        dropout=dropout > 0,
+        activation_dtype=activation,
+        gemm_dtype=run.precision,
+        logits_dtype=framework.logits_dtype,
+        overlap_tp_grad=framework.overlap_tp_grad,
+        overlap_tp=overlap_tp,
+        overlap_moe=overlap_moe,
+        logits_fraction=framework.logits_fraction,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """Local sizes of one rank. Degrees may be arrays; `sequence_parallel` and `context_kind` are constants."""
+
+    micro_batch: Number
+    seq_len: Number
+    """Tokens per sequence in the stack at hand, before context parallelism."""
+    memory_seq_len: Number = 0
+    """Encoder tokens per sequence that a decoder's cross-attention reads."""
+    tp: Number = 1
+    cp: Number = 1
+    ep: Number = 1
+    etp: Number = 1
+    sequence_parallel: bool = False
+    context_kind: str = "ring"
+    vocab_multiple: int = 1
+    capacity_factor: float | None = None
+    imbalance: float = 1.0
+
+    @property
+    def tokens(self) -> Number:
+        """Tokens per rank between the tensor-parallel borders: b s / cp."""
+        return self.micro_batch * self.seq_len / self.cp
+
+    @property
+    def split_tokens(self) -> Number:
+        """Tokens per rank in norm and dropout regions: also divided by tp under sequence parallelism."""
+        return self.tokens / self.tp if self.sequence_parallel else self.tokens
+
+    @property
+    def memory_tokens(self) -> Number:
+        return self.micro_batch * self.memory_seq_len / self.cp
+
+
+def padded_vocab(vocab: int, multiple: int, tp: Number) -> Number:
+    """Vocabulary rounded up to a multiple of `multiple` * tp (Megatron-LM `_vocab_size_with_padding`).
+
+    >>> padded_vocab(50257, 128, 8)
+    51200
+    """
+    unit = multiple * tp
+    return -(-vocab // unit) * unit
+
+
+def is_split(degree: Number) -> bool:
+    """False only for the scalar 1: an array keeps its collectives, which cost nothing where the degree is 1."""
+    return isinstance(degree, np.ndarray) or degree != 1
