@@ -1,0 +1,175 @@
+"""The attention core softmax(Q K^T) V: fused (flash) or as separate kernels, and split over context parallelism."""
+
+from __future__ import annotations
+
+from simulator.arch.operations import (
+    AttentionCore,
+    Collective,
+    Gemm,
+    Number,
+    Operation,
+    Pointwise,
+    Saved,
+    Weight,
+    Work,
+)
+from simulator.arch.shard import Kernels, Shard, is_split
+from simulator.spec.model import AttentionSpec
+
+CORE = ("core_attn", "attention")
+
+
+def attention_core(
+    spec: AttentionSpec, *, kv_len: Number, shard: Shard, kernels: Kernels, name: str
+) -> list[Operation]:
+    """The core of one rank with its context-parallel exchanges."""
+    before, after = _context_exchange(spec, kv_len=kv_len, shard=shard, kernels=kernels, name=name)
+    if kernels.fused_attention:
+        core = _fused(spec, kv_len=kv_len, shard=shard, kernels=kernels, name=name)
+    else:
+        core = _unfused(spec, kv_len=kv_len, shard=shard, kernels=kernels, name=name)
+    return [*before, *core, *after]
+
+
+def _tables(spec: AttentionSpec, shard: Shard, name: str) -> tuple[Weight, ...]:
+    """Learned parameters of the core: a relative-position bias table (buckets x heads), attention sinks."""
+    tables: list[Weight] = []
+    if spec.relative_bias_buckets:
+        elements = spec.relative_bias_buckets * spec.heads / shard.tp
+        tables.append(Weight(name=f"{name}.relative_bias", elements=elements))
+    if spec.sinks:
+        tables.append(Weight(name=f"{name}.sinks", elements=spec.heads / shard.tp))
+    return tuple(tables)
+
+
+def _fused(
+    spec: AttentionSpec, *, kv_len: Number, shard: Shard, kernels: Kernels, name: str
+) -> list[Operation]:
+    """One kernel; saves its output and the fp32 log-sum-exp per row (Dao 2022; facts b10)."""
+    batch, heads, kv_heads, q_len = _local(spec, shard)
+    window = spec.window or spec.chunk
+
+    def core(*, backward: bool) -> Work:
+        return AttentionCore(
+            batch=batch, heads=heads, kv_heads=kv_heads, q_len=q_len, kv_len=kv_len, head_dim=spec.head_dim,
+            value_head_dim=spec.value_head_dim, causal=spec.causal, window=window, backward=backward,
+            dtype=kernels.activation_dtype,
+        )  # fmt: skip
+
+    rows = batch * heads * q_len
+    return [
+        Operation(
+            name=f"{name}.core",
+            forward=(core(backward=False),),
+            input_grad=(core(backward=True),),
+            weights=_tables(spec, shard, name),
+            saves=(
+                Saved(
+                    name=f"{name}.core.output", bytes=rows * spec.value_head_dim * kernels.element_bytes, boundary=True
+                ),
+                Saved(name=f"{name}.core.logsumexp", bytes=rows * 4.0, statistic=True),
+            ),
+            modules=CORE,
+        )
+    ]
+
+
+def _local(spec: AttentionSpec, shard: Shard) -> tuple[Number, Number, Number, Number]:
+    """Batch, query heads, key/value heads and queries of one rank; Ulysses trades queries for heads."""
+    kv_heads = spec.kv_heads / shard.tp
+    if shard.context_kind == "ulysses":
+        return shard.micro_batch, spec.heads / shard.tp / shard.cp, kv_heads / shard.cp, shard.seq_len
+    return shard.micro_batch, spec.heads / shard.tp, kv_heads, shard.seq_len / shard.cp
+
+
+def _unfused(
+    spec: AttentionSpec, *, kv_len: Number, shard: Shard, kernels: Kernels, name: str
+) -> list[Operation]:
+    """Scores, softmax, dropout, context as separate kernels over a full s x s matrix (no causal skipping).
+
+    Saves the softmax output and, with dropout, the mask (1 B) and the dropped probabilities: the 5 a s^2 b of
+    Korthikanti 2022 sec. 4.1. An unfused softmax runs scale, mask, and an fp32 softmax as kernels of their own.
+    """
+    batch, heads, _, q_len = _local(spec, shard)
+    groups, size = batch * heads, kernels.element_bytes
+    scores = groups * q_len * kv_len
+    dtype = kernels.activation_dtype
+    score = Gemm(m=q_len, n=kv_len, k=spec.head_dim, batch=groups, dtype=dtype)
+    score_q = Gemm(m=q_len, n=spec.head_dim, k=kv_len, batch=groups, dtype=dtype)
+    score_k = Gemm(m=kv_len, n=spec.head_dim, k=q_len, batch=groups, dtype=dtype)
+    context = Gemm(m=q_len, n=spec.value_head_dim, k=kv_len, batch=groups, dtype=dtype)
+    context_p = Gemm(m=q_len, n=kv_len, k=spec.value_head_dim, batch=groups, dtype=dtype)
+    context_v = Gemm(m=kv_len, n=spec.value_head_dim, k=q_len, batch=groups, dtype=dtype)
+    passes, softmax_kernels = (2 * size, 1) if kernels.fused_softmax or kernels.compiled else (8 * size + 8.0, 5)
+    bias = size if spec.relative_bias else 0.0
+    softmax = Operation(
+        name=f"{name}.softmax",
+        forward=(Pointwise(bytes=scores * (passes + bias), flops=scores * 5, kernels=softmax_kernels),),
+        input_grad=(Pointwise(bytes=scores * (passes * 1.5 + bias), flops=scores * 5, kernels=softmax_kernels),),
+        weights=_tables(spec, shard, name),
+        saves=(Saved(name=f"{name}.softmax.output", bytes=scores * size),),
+        modules=CORE,
+    )
+    output = Saved(
+        name=f"{name}.core.output", bytes=groups * q_len * spec.value_head_dim * size, boundary=True
+    )
+    return [
+        Operation(name=f"{name}.scores", forward=(score,), input_grad=(score_q, score_k), modules=CORE),
+        softmax,
+        *_probability_dropout(scores, kernels, name),
+        Operation(
+            name=f"{name}.context", forward=(context,), input_grad=(context_p, context_v), saves=(output,), modules=CORE
+        ),
+    ]
+
+
+def _probability_dropout(scores: Number, kernels: Kernels, name: str) -> list[Operation]:
+    """Dropout on the attention probabilities: mask of 1 B and the dropped copy are saved."""
+    if not kernels.dropout:
+        return []
+    size = kernels.element_bytes
+    return [
+        Operation(
+            name=f"{name}.probability_dropout",
+            forward=(Pointwise(bytes=scores * (2 * size + 1.0)),),
+            input_grad=(Pointwise(bytes=scores * (2 * size + 1.0)),),
+            saves=(
+                Saved(name=f"{name}.probability_dropout.mask", bytes=scores * 1.0),
+                Saved(name=f"{name}.probability_dropout.output", bytes=scores * size),
+            ),
+            modules=CORE,
+        )
+    ]
+
+
+def _context_exchange(
+    spec: AttentionSpec, *, kv_len: Number, shard: Shard, kernels: Kernels, name: str
+) -> tuple[list[Operation], list[Operation]]:
+    """What context parallelism sends around the core.
+
+    ring: K and V visit every rank, beside the core; backward sends them again with their fp32 gradients
+    (Liu 2023; torch's ring does the same). all-gather: K and V are gathered first and their gradients
+    reduce-scattered (Llama 3 sec. 3.3.2). ulysses: all-to-alls of Q, K, V and of the output (Jacobs 2023).
+    """
+    if not is_split(shard.cp):
+        return [], []
+    size = kernels.element_bytes
+    kv_columns = spec.kv_heads * (spec.head_dim + spec.value_head_dim) / shard.tp
+    kv_bytes = shard.micro_batch * kv_len * kv_columns * size
+    if shard.context_kind == "ulysses":
+        query_bytes = shard.tokens * spec.heads * spec.head_dim / shard.tp * size
+        output_bytes = shard.tokens * spec.heads * spec.value_head_dim / shard.tp * size
+        there = tuple(
+            Collective(kind="all_to_all", axis="cp", bytes=part) for part in (query_bytes, kv_bytes / shard.cp)
+        )
+        back = (Collective(kind="all_to_all", axis="cp", bytes=output_bytes),)
+        return (
+            [Operation(name=f"{name}.context_scatter", forward=there, input_grad=there, modules=CORE)],
+            [Operation(name=f"{name}.context_gather", forward=back, input_grad=back, modules=CORE)],
+        )
+    hides = "attention" if shard.context_kind == "ring" else ""
+    gather = Collective(kind="all_gather", axis="cp", bytes=kv_bytes, hides=hides)
+    gradients = Collective(kind="reduce_scatter", axis="cp", bytes=kv_bytes * 4.0 / size, hides=hides)
+    return [
+        Operation(name=f"{name}.context_gather", forward=(gather,), input_grad=(gather, gradients), modules=CORE)
+    ], []

@@ -1,0 +1,170 @@
+"""Sparsely-gated layers: router, dispatch, grouped feed-forwards, combine, shared experts.
+
+Tokens leave their rank by all-to-all over ep, visit the ep rank that holds their expert, and come back. A capacity
+factor pads every expert's buffer (Switch eq. 3): rows and bytes then scale with it, needed or not (facts f1-f6).
+"""
+
+from __future__ import annotations
+
+from simulator.arch.feed_forward import activation, feed_forward
+from simulator.arch.linear import linear, pointwise
+from simulator.arch.operations import Collective, GroupedGemm, Number, Operation, Pointwise, Saved, Weight
+from simulator.arch.shard import Kernels, Shard, is_split
+from simulator.spec.model import ExpertsSpec, FeedForwardSpec
+
+
+def routed_rows(spec: ExpertsSpec, shard: Shard) -> Number:
+    """Rows that one rank sends to experts: top_k per token of its own, times the capacity factor when padded.
+
+    Without sequence parallelism every tp rank holds the same tokens and routes them all to its own slice.
+    """
+    factor = spec.capacity_factor if shard.capacity_factor is None else shard.capacity_factor
+    return shard.split_tokens * spec.top_k * (factor or 1.0)
+
+
+def experts(spec: ExpertsSpec, *, width: int, shard: Shard, kernels: Kernels, name: str = "moe") -> list[Operation]:
+    """The whole mixture between the norm's output and the residual add."""
+    rows = routed_rows(spec, shard)
+    gathered = rows * shard.etp if shard.sequence_parallel else rows
+    operations = [
+        _router(spec, width=width, shard=shard, kernels=kernels, name=name),
+        _permute(f"{name}.permute", rows=rows, width=width, kernels=kernels, saved=True),
+        _exchange(f"{name}.dispatch", rows=rows, width=width, shard=shard, kernels=kernels),
+        *_expert_tensor_border(f"{name}.expert_gather", "enter", gathered, width, shard, kernels),
+        *_grouped_feed_forward(spec, rows=gathered, width=width, shard=shard, kernels=kernels, name=name),
+        *_expert_tensor_border(f"{name}.expert_scatter", "leave", gathered, width, shard, kernels),
+        _exchange(f"{name}.combine", rows=rows, width=width, shard=shard, kernels=kernels),
+        _permute(f"{name}.unpermute", rows=rows, width=width, kernels=kernels, saved=False),
+    ]
+    if spec.shared_hidden:
+        shared = FeedForwardSpec(hidden=spec.shared_hidden, gated=spec.gated, bias=spec.bias)
+        operations += feed_forward(
+            shared, width=width, shard=shard, kernels=kernels, name=f"{name}.shared", module="shared_experts"
+        )
+        if spec.shared_gate:
+            operations.append(
+                linear(f"{name}.shared_gate", tokens=shard.split_tokens, inputs=width, outputs=1, kernels=kernels,
+                       sequence_replicated=True)
+            )  # fmt: skip
+    if spec.extra_feed_forward is not None:
+        operations += feed_forward(
+            spec.extra_feed_forward, width=width, shard=shard, kernels=kernels, name=f"{name}.extra"
+        )
+    return operations
+
+
+def _router(spec: ExpertsSpec, *, width: int, shard: Shard, kernels: Kernels, name: str) -> Operation:
+    """Gate logits in fp32, softmax and top-k; hierarchical gating (Shazeer 2017 App. B) has two levels."""
+    tokens = shard.split_tokens
+    if spec.branching:
+        columns = spec.branching + spec.count
+        visited = spec.branching + spec.count / spec.branching * spec.top_k
+    else:
+        columns = visited = spec.count
+    gate = linear(
+        f"{name}.router", tokens=tokens, inputs=width, outputs=visited * spec.router_matrices, kernels=kernels
+    )
+    size = kernels.element_bytes
+    # Softmax, top-k, one-hot counts and the auxiliary loss: about six small kernels over fp32 [tokens, experts].
+    gating = Pointwise(bytes=tokens * columns * 24.0, kernels=6)
+    return Operation(
+        name=gate.name,
+        forward=(*gate.forward, gating),
+        input_grad=(*gate.input_grad, gating),
+        weight_grad=gate.weight_grad,
+        weights=(
+            Weight(name=f"{name}.router", elements=width * columns * spec.router_matrices, sequence_replicated=True),
+            *((Weight(name=f"{name}.router.bias", elements=spec.count, sequence_replicated=True),)
+              if spec.router_bias else ()),
+        ),
+        saves=(Saved(name=f"{name}.router.probabilities", bytes=tokens * columns * 4.0),
+               Saved(name=f"{name}.router.top_k", bytes=tokens * spec.top_k * (size + 8.0), statistic=True)),
+        modules=("moe",),
+    )  # fmt: skip
+
+
+def _permute(name: str, *, rows: Number, width: int, kernels: Kernels, saved: bool) -> Operation:
+    """Copy tokens into expert order (or back, weighted by the gate): read and write each routed row."""
+    size = kernels.element_bytes
+    return pointwise(
+        name,
+        elements=rows * width,
+        forward=2 * size,
+        backward=2 * size,
+        kernels=2,
+        saves=() if saved else (Saved(name=f"{name}.input", bytes=rows * width * size),),
+        modules=("moe",),
+    )
+
+
+def _exchange(name: str, *, rows: Number, width: int, shard: Shard, kernels: Kernels) -> Operation:
+    """All-to-all of routed rows over ep, forward and backward."""
+    if not is_split(shard.ep):
+        return Operation(name=name, modules=("moe",))
+    send = Collective(
+        kind="all_to_all", axis="ep", bytes=rows * width * kernels.element_bytes,
+        hides="experts" if kernels.overlap_moe else "",
+    )  # fmt: skip
+    return Operation(name=name, forward=(send,), input_grad=(send,), modules=("moe",))
+
+
+def _expert_tensor_border(
+    name: str, side: str, rows: Number, width: int, shard: Shard, kernels: Kernels
+) -> list[Operation]:
+    """Expert-tensor parallelism: gather the etp group's rows before the experts, reduce-scatter after them.
+
+    Without sequence parallelism the group holds the same rows already, so the outputs are all-reduced.
+    """
+    if not is_split(shard.etp):
+        return []
+    full_bytes = rows * width * kernels.element_bytes
+    if not shard.sequence_parallel:
+        reduce = (Collective(kind="all_reduce", axis="etp", bytes=full_bytes),)
+        return [Operation(name=name, forward=reduce if side == "leave" else (),
+                          input_grad=reduce if side == "enter" else (), modules=("moe",))]  # fmt: skip
+    gather = (Collective(kind="all_gather", axis="etp", bytes=full_bytes),)
+    scatter = (Collective(kind="reduce_scatter", axis="etp", bytes=full_bytes),)
+    forward, backward = (gather, scatter) if side == "enter" else (scatter, gather)
+    return [Operation(name=name, forward=forward, input_grad=backward, modules=("moe",))]
+
+
+def _grouped_feed_forward(
+    spec: ExpertsSpec, *, rows: Number, width: int, shard: Shard, kernels: Kernels, name: str
+) -> list[Operation]:
+    """Two grouped GEMMs with the activation between; local experts = count / ep, hidden / etp each."""
+    local, hidden = spec.count / shard.ep, spec.hidden / shard.etp
+    columns = hidden * (2 if spec.gated else 1)
+    size = kernels.element_bytes
+    return [
+        _grouped(
+            f"{name}.up", local=local, rows=rows, inputs=width, outputs=columns, spec=spec, shard=shard, kernels=kernels,
+            saves=(Saved(name=f"{name}.expert_input", bytes=rows * width * kernels.gemm_input_bytes),
+                   Saved(name=f"{name}.up.output", bytes=rows * columns * size)),
+        ),
+        activation(f"{name}.activation", rows=rows, hidden=hidden, gated=spec.gated, bias=spec.bias, kernels=kernels,
+                   modules=("moe_act", "moe")),
+        _grouped(
+            f"{name}.down", local=local, rows=rows, inputs=hidden, outputs=width, spec=spec, shard=shard, kernels=kernels,
+        ),
+    ]  # fmt: skip
+
+
+def _grouped(
+    name: str, *, local: Number, rows: Number, inputs: Number, outputs: Number, spec: ExpertsSpec, shard: Shard,
+    kernels: Kernels, saves: tuple[Saved, ...] = (),
+) -> Operation:  # fmt: skip
+    """One grouped linear layer over the local experts, with its two backward products."""
+
+    def grouped(n: Number, k: Number) -> GroupedGemm:
+        return GroupedGemm(experts=local, tokens=rows, n=n, k=k, imbalance=shard.imbalance, dtype=kernels.gemm_dtype)
+
+    bias = (Weight(name=f"{name}.bias", elements=local * outputs, sharing="expert"),) if spec.bias else ()
+    return Operation(
+        name=name,
+        forward=(grouped(outputs, inputs),),
+        input_grad=(grouped(inputs, outputs),),
+        weight_grad=(grouped(inputs, outputs),),
+        weights=(Weight(name=f"{name}.weight", elements=local * inputs * outputs, sharing="expert"), *bias),
+        saves=saves,
+        modules=("moe",),
+    )

@@ -1,0 +1,189 @@
+"""Linear layers with their tensor-parallel borders, and the pointwise kernels around them.
+
+Column-parallel layers split their outputs over tp, row-parallel ones their inputs (Shoeybi 2019 sec. 3). Under
+sequence parallelism the border all-reduces become an all-gather and a reduce-scatter (Korthikanti 2022 sec. 4.2.2).
+"""
+
+from __future__ import annotations
+
+from simulator.arch.operations import Collective, Gemm, Number, Operation, Pointwise, Saved, Weight, Work
+from simulator.arch.shard import LOW_PRECISIONS, Kernels, Shard, is_split
+
+
+def gemm_forward(tokens: Number, outputs: Number, inputs: Number, kernels: Kernels) -> tuple[Work, ...]:
+    """Y[tokens, outputs] = X W, with the casts a low precision needs."""
+    work = Gemm(m=tokens, n=outputs, k=inputs, dtype=kernels.gemm_dtype)
+    return (*_cast(tokens * inputs, kernels), work)
+
+
+def gemm_backward(
+    tokens: Number, outputs: Number, inputs: Number, kernels: Kernels
+) -> tuple[tuple[Work, ...], tuple[Work, ...]]:
+    """dX[tokens, inputs] = dY W^T (B) and dW[outputs, inputs] = dY^T X (W)."""
+    input_grad = (*_cast(tokens * outputs, kernels), Gemm(m=tokens, n=inputs, k=outputs, dtype=kernels.gemm_dtype))
+    weight_grad = (Gemm(m=outputs, n=inputs, k=tokens, dtype=kernels.gemm_dtype),)
+    return input_grad, weight_grad
+
+
+def _cast(elements: Number, kernels: Kernels) -> tuple[Work, ...]:
+    """Quantise a tensor and its transpose: read 16-bit, write two low-precision copies (TransformerEngine cast_transpose)."""
+    if kernels.gemm_dtype not in LOW_PRECISIONS:
+        return ()
+    return (Pointwise(bytes=elements * (kernels.element_bytes + 2 * kernels.gemm_input_bytes)),)
+
+
+def linear(
+    name: str,
+    *,
+    tokens: Number,
+    inputs: Number,
+    outputs: Number,
+    kernels: Kernels,
+    bias_elements: Number = 0,
+    saves: tuple[Saved, ...] = (),
+    modules: tuple[str, ...] = (),
+    sequence_replicated: bool = False,
+) -> Operation:
+    """A linear layer without borders: local `inputs` x `outputs`; a bias of `bias_elements` rides in the epilogue."""
+    input_grad, weight_grad = gemm_backward(tokens, outputs, inputs, kernels)
+    return Operation(
+        name=name,
+        forward=gemm_forward(tokens, outputs, inputs, kernels),
+        input_grad=input_grad,
+        weight_grad=weight_grad + _bias_grad(tokens, bias_elements, kernels),
+        weights=weights(name, inputs * outputs, bias_elements, sequence_replicated=sequence_replicated),
+        saves=saves,
+        modules=modules,
+    )
+
+
+def weights(
+    name: str, elements: Number, bias_elements: Number, *, sequence_replicated: bool = False
+) -> tuple[Weight, ...]:
+    """The matrix and, where there is one, the bias."""
+    matrix = Weight(name=f"{name}.weight", elements=elements, sequence_replicated=sequence_replicated)
+    if isinstance(bias_elements, (int, float)) and bias_elements == 0:
+        return (matrix,)
+    return matrix, Weight(name=f"{name}.bias", elements=bias_elements, sequence_replicated=sequence_replicated)
+
+
+def _bias_grad(tokens: Number, bias_elements: Number, kernels: Kernels) -> tuple[Work, ...]:
+    """A bias gradient sums dY over tokens: one read."""
+    if isinstance(bias_elements, (int, float)) and bias_elements == 0:
+        return ()
+    return (Pointwise(bytes=tokens * bias_elements * kernels.element_bytes),)
+
+
+def enter_tensor_parallel(name: str, *, tokens: Number, width: Number, shard: Shard, kernels: Kernels) -> Operation:
+    """The border before a column-parallel layer.
+
+    With sequence parallelism: all-gather forward; in backward the saved input shard is gathered again (beside the
+    input-gradient GEMM) and the input gradient reduce-scattered (beside the weight-gradient GEMM). Without: the
+    input gradient is all-reduced beside the weight-gradient GEMM.
+    """
+    if not is_split(shard.tp):
+        return Operation(name=name)
+    full_bytes = tokens * width * kernels.element_bytes
+    beside_weight = "weight_grad" if kernels.overlap_tp_grad else ""
+    if not shard.sequence_parallel:
+        return Operation(
+            name=name, input_grad=(Collective(kind="all_reduce", axis="tp", bytes=full_bytes, hides=beside_weight),)
+        )
+    forward = Collective(
+        kind="all_gather", axis="tp", bytes=full_bytes, hides="forward_gemm" if kernels.overlap_tp else ""
+    )
+    again = Collective(
+        kind="all_gather", axis="tp", bytes=full_bytes, hides="input_grad" if kernels.overlap_tp_grad else ""
+    )
+    scatter = Collective(kind="reduce_scatter", axis="tp", bytes=full_bytes, hides=beside_weight)
+    return Operation(name=name, forward=(forward,), input_grad=(again, scatter))
+
+
+def leave_tensor_parallel(name: str, *, tokens: Number, width: Number, shard: Shard, kernels: Kernels) -> Operation:
+    """The border after a row-parallel layer: all-reduce, or reduce-scatter forward and all-gather backward."""
+    if not is_split(shard.tp):
+        return Operation(name=name)
+    full_bytes = tokens * width * kernels.element_bytes
+    hides = "forward_gemm" if kernels.overlap_tp else ""
+    if not shard.sequence_parallel:
+        return Operation(name=name, forward=(Collective(kind="all_reduce", axis="tp", bytes=full_bytes, hides=hides),))
+    return Operation(
+        name=name,
+        forward=(Collective(kind="reduce_scatter", axis="tp", bytes=full_bytes, hides=hides),),
+        input_grad=(
+            Collective(
+                kind="all_gather", axis="tp", bytes=full_bytes, hides="input_grad" if kernels.overlap_tp else ""
+            ),
+        ),
+    )
+
+
+def pointwise(
+    name: str,
+    *,
+    elements: Number,
+    forward: float,
+    backward: float,
+    kernels: int = 1,
+    saves: tuple[Saved, ...] = (),
+    modules: tuple[str, ...] = (),
+) -> Operation:
+    """Elementwise kernels of `forward` and `backward` bytes per element [B]."""
+    return Operation(
+        name=name,
+        forward=(Pointwise(bytes=elements * forward, kernels=kernels),) if forward else (),
+        input_grad=(Pointwise(bytes=elements * backward, kernels=kernels),) if backward else (),
+        saves=saves,
+        modules=modules,
+    )
+
+
+def norm(
+    name: str, *, tokens: Number, width: Number, kernels: Kernels, layernorm: bool, bias: bool, input_saved: bool = True
+) -> Operation:
+    """LayerNorm or RMSNorm: reads x, writes y; backward reads dy and x, writes dx and adds the residual's gradient.
+
+    Saves its input (the residual stream), fp32 statistics (mean and 1/sigma, or 1/rms) and its output (the next
+    linear layer's input). An unfused norm runs about four elementwise passes and keeps the normalised input.
+    """
+    size, passes = kernels.element_bytes, 1 if kernels.fused_norm or kernels.compiled else 4
+    elements = tokens * width
+    parameters = width * (2 if layernorm and bias else 1)
+    saves = [
+        Saved(name=f"{name}.statistics", bytes=tokens * (8.0 if layernorm else 4.0), statistic=True),
+        Saved(name=f"{name}.output", bytes=elements * kernels.gemm_input_bytes),
+    ]
+    if input_saved:
+        saves.insert(0, Saved(name=f"{name}.input", bytes=elements * size, boundary=True))
+    return Operation(
+        name=name,
+        forward=(Pointwise(bytes=elements * 2 * size * passes, flops=elements * 7, kernels=passes),),
+        input_grad=(Pointwise(bytes=elements * 3 * size * passes, flops=elements * 11, kernels=passes),
+                    Pointwise(bytes=elements * 3 * size)),
+        weight_grad=(Pointwise(bytes=elements * 2 * size),),
+        weights=(Weight(name=name, elements=parameters, sequence_replicated=True),),
+        saves=tuple(saves),
+        modules=("layernorm",),
+    )  # fmt: skip
+
+
+def bias_dropout_add(name: str, *, tokens: Number, width: Number, kernels: Kernels, bias: bool) -> Operation:
+    """Bias, dropout and residual add after a block: one kernel when fused, else one each.
+
+    Dropout keeps a mask of 1 B per element. Without dropout or bias it is a plain add.
+    """
+    size = kernels.element_bytes
+    elements = tokens * width
+    parts = 1 + int(kernels.dropout) + int(bias and not kernels.compiled)
+    fused = kernels.fused_bias_dropout or kernels.compiled
+    mask = 1.0 if kernels.dropout else 0.0
+    forward = (3 * size + mask) if fused else 3 * size + (parts - 1) * 2 * size + mask
+    saves = (Saved(name=f"{name}.dropout_mask", bytes=elements * 1.0),) if kernels.dropout else ()
+    return pointwise(
+        name,
+        elements=elements,
+        forward=forward,
+        backward=2 * size + mask if kernels.dropout else 0.0,
+        kernels=1 if fused else parts,
+        saves=saves,
+    )
