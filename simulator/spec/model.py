@@ -38,6 +38,8 @@ class AttentionSpec:
     q_lora_rank: int = 0
     kv_lora_rank: int = 0
     rope_head_dim: int = 0
+    """Dims of a query/key head that rotary embedding turns: head_dim in most rotary models, the shared rotary part
+    under latent attention, 0 where positions enter otherwise."""
     relative_bias_buckets: int = 0
     """Relative-position bias table owned by this layer, buckets x heads (T5 owns one per stack, in layer 0)."""
     relative_bias: bool = False

@@ -1,0 +1,98 @@
+"""Parameter counts, read off the same operations that cost time and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from simulator.arch.layer import (
+    Segment,
+    embedding_segment,
+    head_segment,
+    layer_segment,
+    mtp_segment,
+    norm_segment,
+)
+from simulator.arch.operations import Weight
+from simulator.arch.shard import Kernels, Shard
+from simulator.spec.model import LayerSpec, ModelSpec
+
+COUNTING = Kernels(
+    fused_attention=True, fused_softmax=True, fused_bias_activation=True, fused_bias_dropout=True, fused_norm=True,
+    fused_rope=True, fused_cross_entropy=True, compiled=False, dropout=False, activation_dtype="bf16",
+    gemm_dtype="bf16", logits_dtype="fp32", overlap_tp_grad=False, overlap_tp=False, overlap_moe=False,
+)  # fmt: skip
+"""Any kernels will do: parameters do not depend on them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """Exact counts. `by_part` sums to `total`; `active` is what one token visits."""
+
+    total: int
+    active: int
+    by_part: Mapping[str, int]
+
+
+def parameters(model: ModelSpec) -> Parameters:
+    """Count every parameter of a model, unsharded and with its vocabulary unpadded.
+
+    Multi-token-prediction modules are a part of their own, outside `total` (publications count them apart).
+    """
+    shard = Shard(micro_batch=1, seq_len=model.seq_len or 1, memory_seq_len=1)
+    by_part: dict[str, int] = {}
+    inactive = 0
+    for stack in model.stacks:
+        for spec, count in stack.runs:
+            segment = layer_segment(spec, model, shard=shard, kernels=COUNTING, name="layer")
+            for weight in _weights(segment):
+                part = _part(weight)
+                by_part[part] = by_part.get(part, 0) + round(weight.elements) * count
+            inactive += _idle_expert_parameters(spec, segment) * count
+        _add(by_part, norm_segment(model, stack, shard=shard, kernels=COUNTING))
+    _add(by_part, embedding_segment(model, shard=shard, kernels=COUNTING))
+    _add(by_part, head_segment(model, shard=shard, kernels=COUNTING))
+    total = sum(by_part.values())
+    return Parameters(total=total, active=total - inactive, by_part=by_part)
+
+
+def mtp_parameters(model: ModelSpec) -> int:
+    """Parameters of the multi-token-prediction modules, which publications count apart from the total."""
+    if not model.head.mtp_layers:
+        return 0
+    shard = Shard(micro_batch=1, seq_len=1)
+    segment = mtp_segment(model, shard=shard, kernels=COUNTING)
+    return model.head.mtp_layers * sum(round(weight.elements) for weight in _weights(segment))
+
+
+def _weights(segment: Segment) -> list[Weight]:
+    return [weight for operation in segment.operations for weight in operation.weights]
+
+
+def _add(by_part: dict[str, int], segment: Segment) -> None:
+    for weight in _weights(segment):
+        part = _part(weight)
+        by_part[part] = by_part.get(part, 0) + round(weight.elements)
+
+
+def _part(weight: Weight) -> str:
+    """Group a weight by its block: attention, mlp, experts, router, shared experts, norms, embedding, head."""
+    name = weight.name
+    if weight.sharing == "expert":
+        return "experts"
+    if name.startswith("moe.router"):
+        return "router"
+    if name.startswith("moe.shared"):
+        return "shared_experts"
+    if name.endswith("norm"):
+        return "norms"
+    return name.split(".", 1)[0]
+
+
+def _idle_expert_parameters(spec: LayerSpec, segment: Segment) -> int:
+    """Parameters of the experts that one token does not visit."""
+    if spec.experts is None:
+        return 0
+    held = sum(round(weight.elements) for weight in _weights(segment) if weight.sharing == "expert")
+    visited = spec.experts.top_k**2 if spec.experts.branching else spec.experts.top_k
+    return held // spec.experts.count * (spec.experts.count - visited)
