@@ -58,6 +58,15 @@ class Framework:
     """Device memory of the context, NCCL and libraries outside the framework's allocator."""
     fragmentation_fraction: float = 0.0
     """Share of the allocator's reserved memory that no tensor uses."""
+    stored_parameter_dtype: str = ""
+    """Dtype in which parameters rest between steps. Empty: the run's precision, with an fp32 master copy in the
+    optimizer. "fp32": the parameters are their own master and are cast when used (FSDP mixed precision, autocast, JAX)."""
+    systems: tuple[str, ...] = ()
+    """Names under which published tables list this software: regular expressions, matched whole, any case."""
+    since: int = 0
+    """First year in which a bare product name ("Megatron-LM") means this profile."""
+    defaults: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    """What the software does when a user says nothing: fields of Run and Strategy (precision, optimizer, zero, ...)."""
     sources: Mapping[str, str] = field(default_factory=dict)
 
 
