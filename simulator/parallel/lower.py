@@ -1,0 +1,190 @@
+"""One rank's program for each pipeline stage: the segments it holds, with local shapes, in order.
+
+FLOPs, memory, traffic and time are all read off this program.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from simulator.arch.layer import (
+    Segment,
+    embedding_segment,
+    head_segment,
+    layer_segment,
+    mtp_segment,
+    norm_segment,
+)
+from simulator.arch.operations import Number, Operation, Weight
+from simulator.arch.shard import Kernels, Shard, kernels_for
+from simulator.spec.model import ModelSpec
+from simulator.spec.run import Framework, Run
+from simulator.spec.strategy import Strategy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One pipeline stage (one virtual stage of one rank): distinct segments with their counts, in model order."""
+
+    index: int
+    parts: tuple[tuple[Segment, int], ...]
+    boundary_bytes: Number
+    """Activation sent to the next stage per micro-batch, local [B]; 0 for the last stage."""
+
+    @property
+    def layers(self) -> int:
+        return sum(count for segment, count in self.parts if segment.recomputable)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """All stages of one strategy, and the distinct segments they are made of."""
+
+    stages: tuple[Stage, ...]
+    segments: tuple[Segment, ...]
+    kernels: Kernels
+    shard: Shard
+    micro_batches: int
+
+
+def sequence_lengths(model: ModelSpec, run: Run) -> tuple[int, int]:
+    """Tokens per sequence of the first stack and of the decoder of an encoder-decoder (0 when there is one stack)."""
+    first = run.seq_len or model.seq_len
+    if len(model.stacks) == 1:
+        return first, 0
+    return first, run.target_seq_len or model.target_seq_len or first
+
+
+def shard_for(model: ModelSpec, run: Run, framework: Framework, degrees: Strategy, *, stack: int = 0) -> Shard:
+    """The local view of a stack's layers. Degrees may be arrays (a namespace with Strategy's numeric fields)."""
+    first, second = sequence_lengths(model, run)
+    return Shard(
+        micro_batch=degrees.micro_batch,
+        seq_len=second if stack else first,
+        memory_seq_len=first if stack else 0,
+        tp=degrees.tp,
+        cp=degrees.cp,
+        ep=degrees.ep,
+        etp=degrees.etp,
+        sequence_parallel=degrees.sequence_parallel,
+        context_kind=degrees.context_kind,
+        vocab_multiple=framework.vocab_multiple,
+        capacity_factor=run.capacity_factor,
+        imbalance=run.expert_imbalance,
+    )
+
+
+def kernels_of(model: ModelSpec, run: Run, framework: Framework, strategy: Strategy) -> Kernels:
+    """The framework's kernels with the strategy's overlap options applied."""
+    tp, moe = strategy.overlap_tp, strategy.overlap_moe
+    return kernels_for(
+        model, run, framework,
+        overlap_tp=framework.overlap_tp if tp is None else tp,
+        overlap_moe=framework.overlap_moe if moe is None else moe,
+    )  # fmt: skip
+
+
+def layers_of_stages(layers: int, stages: int, explicit: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """Layers of each stage in model order: as given, or even with the remainder on the stages after the first.
+
+    The first stage also holds the embedding and the last the head, so a remainder goes to the middle.
+
+    >>> layers_of_stages(61, 4)
+    (15, 16, 15, 15)
+    """
+    if explicit:
+        return explicit
+    base, extra = divmod(layers, stages)
+    return tuple(base + (1 if 0 < index <= extra else 0) for index in range(stages))
+
+
+def lower(model: ModelSpec, run: Run, strategy: Strategy, framework: Framework) -> Program:
+    """Split a model over pipeline stages and give each stage its program."""
+    kernels = kernels_of(model, run, framework, strategy)
+    shards = [shard_for(model, run, framework, strategy, stack=index) for index in range(len(model.stacks))]
+    units, segments = _units(model, shards, kernels)
+    layer_total = sum(1 for _, counted in units if counted)
+    split = layers_of_stages(layer_total, strategy.stages, strategy.layers_per_stage)
+    stages = _cut(units, split)
+    stages[-1].append(head_segment(model, shard=shards[-1], kernels=kernels))
+    stages[-1] += [mtp_segment(model, shard=shards[-1], kernels=kernels)] * model.head.mtp_layers
+    stages[0].insert(0, embedding_segment(model, shard=shards[0], kernels=kernels))
+    if len(stages) > 1 and model.head.tied:
+        stages[-1].append(_tied_copy(stages[0][0]))
+    boundaries = _boundary_bytes(model, shards, kernels, split)
+    return Program(
+        stages=tuple(
+            Stage(index=index, parts=_runs(held), boundary_bytes=boundaries[index])
+            for index, held in enumerate(stages)
+        ),
+        segments=tuple(segments),
+        kernels=kernels,
+        shard=shards[0],
+        micro_batches=run.global_batch // (strategy.dp * strategy.micro_batch),
+    )  # fmt: skip
+
+
+def _units(model: ModelSpec, shards: list[Shard], kernels: Kernels) -> tuple[list[tuple[Segment, bool]], list[Segment]]:
+    """The model's middle as a flat list of segments; the flag says which are layers. Equal layers share a segment."""
+    units: list[tuple[Segment, bool]] = []
+    distinct: list[Segment] = []
+    for stack, shard in zip(model.stacks, shards, strict=True):
+        for number, (spec, count) in enumerate(stack.runs):
+            same = next((i for i, (other, _) in enumerate(stack.runs[:number]) if other == spec), None)
+            name = f"{stack.role}.layer{number if same is None else same}"
+            segment = next((s for s in distinct if s.name == name), None)
+            if segment is None:
+                segment = layer_segment(spec, model, shard=shard, kernels=kernels, name=name)
+                distinct.append(segment)
+            units += [(segment, True)] * count
+        final = norm_segment(model, stack, shard=shard, kernels=kernels)
+        distinct.append(final)
+        units.append((final, False))
+    return units, distinct
+
+
+def _cut(units: list[tuple[Segment, bool]], split: tuple[int, ...]) -> list[list[Segment]]:
+    """Deal the layers out by `split`; a stack's final norm stays with its last layer."""
+    stages: list[list[Segment]] = [[] for _ in split]
+    stage, left = 0, split[0]
+    for segment, is_layer in units:
+        while is_layer and left == 0:
+            stage += 1
+            left = split[stage]
+        stages[stage].append(segment)
+        left -= int(is_layer)
+    return stages
+
+
+def _runs(held: list[Segment]) -> tuple[tuple[Segment, int], ...]:
+    counts = Counter(id(segment) for segment in held)
+    seen: dict[int, Segment] = {}
+    for segment in held:
+        seen.setdefault(id(segment), segment)
+    return tuple((segment, counts[key]) for key, segment in seen.items())
+
+
+def _tied_copy(embedding: Segment) -> Segment:
+    """The last stage's copy of a tied table: memory and gradient traffic, no work of its own."""
+    table = embedding.operations[0].weights[0]
+    copy = Weight(name="head.tied_copy", elements=table.elements, sharing=table.sharing)
+    operation = Operation(name="head.tied_copy", weights=(copy,))
+    return Segment(name="head.tied_copy", operations=(operation,), input_bytes=0.0, recomputable=False)
+
+
+def _boundary_bytes(
+    model: ModelSpec, shards: list[Shard], kernels: Kernels, split: tuple[int, ...]
+) -> list[Number]:
+    """Bytes each stage sends on. A decoder stage also passes the encoder's output along (Megatron T5)."""
+    encoder_layers = model.stacks[0].layers if len(model.stacks) > 1 else 0
+    passed, result = 0, []
+    for layers in split:
+        passed += layers
+        first = shards[0].split_tokens * model.hidden * kernels.element_bytes
+        if not encoder_layers or passed < encoder_layers:
+            result.append(first)
+        else:
+            result.append(first + shards[1].split_tokens * model.hidden * kernels.element_bytes)
+    result[-1] = 0.0
+    return result

@@ -1,0 +1,63 @@
+"""What activation recomputation keeps and what it runs again.
+
+Recomputation is the removal of named tensors: full keeps a layer's input, selective drops what the recomputed
+modules produce inside their borders (Korthikanti 2022 sec. 5; Megatron-Core `--recompute-modules`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simulator.arch.layer import Segment
+from simulator.arch.operations import Number, Operation, Saved
+from simulator.spec.strategy import Strategy
+
+SELECTIVE = frozenset({"core_attn"})
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """`full` recomputes whole layers; otherwise the modules named are recomputed."""
+
+    full: bool = False
+    modules: frozenset[str] = frozenset()
+
+
+def policy_of(strategy: Strategy) -> Policy:
+    """The policy of a strategy's recompute option."""
+    if strategy.recompute == "full":
+        return Policy(full=True)
+    if strategy.recompute == "selective":
+        return Policy(modules=SELECTIVE)
+    if strategy.recompute == "modules":
+        return Policy(modules=frozenset(strategy.recompute_modules))
+    return Policy()
+
+
+def saved_tensors(segment: Segment, policy: Policy) -> tuple[Saved, ...]:
+    """Tensors kept from forward to backward by one micro-batch of a segment."""
+    if policy.full and segment.recomputable:
+        return (Saved(name=f"{segment.name}.input", bytes=segment.input_bytes, boundary=True),)
+    return tuple(
+        saved
+        for operation in segment.operations
+        for saved in operation.saves
+        if saved.boundary or not policy.modules.intersection(operation.modules)
+    )
+
+
+def saved_bytes(segment: Segment, policy: Policy) -> Number:
+    """Bytes kept from forward to backward by one micro-batch of a segment [B]."""
+    return sum(saved.bytes for saved in saved_tensors(segment, policy))
+
+
+def recomputed_operations(segment: Segment, policy: Policy) -> tuple[Operation, ...]:
+    """Operations whose forward runs again in backward."""
+    if policy.full:
+        return segment.operations if segment.recomputable else ()
+    return tuple(operation for operation in segment.operations if policy.modules.intersection(operation.modules))
+
+
+def working_bytes(segment: Segment, policy: Policy) -> Number:
+    """Extra bytes alive while one segment is being recomputed and differentiated: what recomputation brings back [B]."""
+    return saved_bytes(segment, Policy()) - saved_bytes(segment, policy)

@@ -1,0 +1,127 @@
+"""Model states of one rank: weights, gradients and optimizer states under ZeRO, and what reducing them sends.
+
+Symbols: Psi parameters of the rank, d ranks that share them. Mixed-precision Adam holds 2 + 4 (or 2) + 12 bytes per
+parameter (Rajbhandari 2020 sec. 3.1; Megatron-LM keeps fp32 main gradients, facts c4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from simulator.arch.operations import DTYPE_BYTES, Number, Weight
+from simulator.parallel.lower import Stage
+from simulator.spec.run import Framework, Run
+from simulator.spec.strategy import Strategy
+
+MASTER_BYTES = 4.0
+MOMENT_BYTES: Mapping[str, float] = {
+    "adam": 8.0, "adamw": 8.0, "lamb": 8.0, "adam-bf16": 4.0, "sgd": 4.0, "adafactor": 0.0,
+}  # fmt: skip
+"""Optimizer moments per parameter [B]: Adam two fp32 moments; "adam-bf16" two bf16 (DeepSeek-V3 sec. 3.3); SGD one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldParameters:
+    """Parameters one rank holds: dense ones shared by dp * cp ranks, experts by their replicas. `replicated` are the
+    dense ones that every tp rank holds whole.
+    """
+
+    dense: Number
+    expert: Number
+    replicated: Number
+    largest_segment: Number
+    """Parameters of the largest segment, which ZeRO-3 gathers at once."""
+
+    @property
+    def total(self) -> Number:
+        return self.dense + self.expert
+
+
+def held_parameters(stages: tuple[Stage, ...]) -> HeldParameters:
+    """Parameters of all virtual stages of one rank."""
+    dense: Number = 0.0
+    expert: Number = 0.0
+    replicated: Number = 0.0
+    largest: float = 0.0
+    for stage in stages:
+        for segment, count in stage.parts:
+            weights = [weight for operation in segment.operations for weight in operation.weights]
+            dense += count * _sum(weights, "dense")
+            expert += count * _sum(weights, "expert")
+            replicated += count * sum(w.elements for w in weights if w.sequence_replicated)
+            largest = max(largest, float(_sum(weights, "dense") + _sum(weights, "expert")))
+    return HeldParameters(dense=dense, expert=expert, replicated=replicated, largest_segment=largest)
+
+
+def _sum(weights: list[Weight], sharing: str) -> Number:
+    return sum(weight.elements for weight in weights if weight.sharing == sharing)
+
+
+def parameter_bytes(run: Run) -> float:
+    """Bytes of one parameter as the forward pass reads it [B]."""
+    return 4.0 if run.precision in ("fp32", "tf32") else 2.0
+
+
+def low_precision_copy_bytes(run: Run) -> float:
+    """Bytes per parameter of the quantised weight and its transpose kept beside the 16-bit one [B]."""
+    return {"fp8": 2.0, "mxfp8": 2.0 + 2.0 / 32.0, "nvfp4": 1.0 + 2.0 / 16.0}.get(run.precision, 0.0)
+
+
+def optimizer_bytes(run: Run) -> float:
+    """Optimizer states and fp32 master copy per parameter [B]; fp32 training needs no master copy."""
+    master = 0.0 if run.precision in ("fp32", "tf32") else MASTER_BYTES
+    return MOMENT_BYTES[run.optimizer] + master
+
+
+def gradient_bytes(run: Run, framework: Framework) -> float:
+    """Bytes of one accumulated gradient [B]."""
+    return 4.0 if run.precision in ("fp32", "tf32") else DTYPE_BYTES[framework.gradient_dtype]
+
+
+def shard_ranks(strategy: Strategy) -> tuple[Number, Number]:
+    """Ranks over which dense and expert states are sharded: dp * cp, and the replicas of an expert; an HSDP shard
+    group bounds both.
+    """
+    dense: Number = strategy.dp * strategy.cp
+    expert: Number = strategy.tp * strategy.cp * strategy.dp / (strategy.ep * strategy.etp)
+    if strategy.shard_group:
+        dense, expert = min(dense, strategy.shard_group * strategy.cp), min(expert, strategy.shard_group)
+    return dense, expert
+
+
+def state_bytes(held: HeldParameters, run: Run, strategy: Strategy, framework: Framework) -> dict[str, Number]:
+    """Weights, gradients and optimizer of one rank [B].
+
+    ZeRO-1 divides the optimizer by d, ZeRO-2 also the gradients, ZeRO-3 also the weights; ZeRO-3 adds the gathered
+    parameters of the segment at work and of the one prefetched.
+    """
+    dense, expert = shard_ranks(strategy)
+    sharded = held.dense / dense + held.expert / expert
+
+    def part(each_bytes: float, stage: int) -> Number:
+        return each_bytes * (sharded if strategy.zero >= stage else held.total)
+
+    weight_bytes = parameter_bytes(run)
+    result = {
+        "weights": part(weight_bytes, 3) + low_precision_copy_bytes(run) * held.total,
+        "gradients": part(gradient_bytes(run, framework), 2),
+        "optimizer": part(optimizer_bytes(run), 1),
+    }
+    if strategy.zero == 3:
+        result["gathered_parameters"] = 2 * held.largest_segment * weight_bytes
+    return result
+
+
+def optimizer_traffic_bytes(held: HeldParameters, run: Run, strategy: Strategy, framework: Framework) -> Number:
+    """HBM bytes of one optimizer step of one rank [B].
+
+    Zero the gradients, read them for the norm, read and write master, moments, read gradient, write the 16-bit
+    parameter. A framework without a fused optimizer makes about three times the passes over the states.
+    """
+    dense, expert = shard_ranks(strategy)
+    owned = held.dense / dense + held.expert / expert if strategy.zero >= 1 else held.total
+    gradient = gradient_bytes(run, framework)
+    states = 2 * (MOMENT_BYTES[run.optimizer] + MASTER_BYTES)
+    passes = 1 if framework.fused_optimizer else 3
+    return held.total * gradient + owned * (2 * gradient + states * passes + parameter_bytes(run))

@@ -1,0 +1,237 @@
+"""Seconds of segments on a device and a cluster, by kind of work and by axis.
+
+All GEMMs of a program go through the device's formula in one call, all collectives of a kind and axis through the
+network's: one formula for one strategy or for an array of them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from simulator.arch.layer import Segment
+from simulator.arch.operations import (
+    AttentionCore,
+    Collective,
+    Gemm,
+    GroupedGemm,
+    Lookup,
+    Number,
+    Operation,
+    Pointwise,
+    Work,
+)
+from simulator.cluster.device import (
+    attention_time_s,
+    gemm_time_s,
+    grouped_gemm_time_s,
+    lookup_time_s,
+    pointwise_time_s,
+)
+from simulator.cluster.network import collective_time_s
+from simulator.cluster.placement import Group
+from simulator.parallel.recompute import Policy, recomputed_operations
+from simulator.spec.hardware import Cluster
+
+KIND_OF = {Gemm: "gemm", GroupedGemm: "grouped_gemm", AttentionCore: "attention", Pointwise: "pointwise",
+           Lookup: "lookup"}  # fmt: skip
+COMPUTE_KINDS = ("gemm", "grouped_gemm", "attention", "pointwise", "lookup")
+CHANNEL_SHARE = 0.15
+"""Share of a device's units that a running collective holds: NCCL runs 16 to 24 channels of one thread block each on
+108 to 148 multiprocessors (NCCL tuning; calculon's A100 file measures 0.15 the same way)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseTime:
+    """Seconds of one phase of one segment by kind of work or axis; exposed communication only. `kernels` counts
+    launches.
+    """
+
+    parts: Mapping[str, Number]
+    kernels: Number
+
+    @property
+    def total_s(self) -> Number:
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentTime:
+    """One micro-batch through one segment: forward, B, W and recomputation."""
+
+    forward: PhaseTime
+    input_grad: PhaseTime
+    weight_grad: PhaseTime
+    recompute: PhaseTime
+
+
+def work_times_s(works: Sequence[Work], cluster: Cluster, groups: Mapping[str, Group]) -> list[Any]:
+    """Seconds of each work, evaluated together by kind and structural options [s]."""
+    buckets: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for index, work in enumerate(works):
+        buckets[_bucket(work)].append(index)
+    result: list[Any] = [0.0] * len(works)
+    for key, indices in buckets.items():
+        times = _evaluate(key, [works[i] for i in indices], cluster, groups)
+        for row, index in enumerate(indices):
+            result[index] = times[row]
+    return result
+
+
+def _bucket(work: Work) -> tuple[Any, ...]:
+    match work:
+        case Gemm() | GroupedGemm():
+            return type(work), work.dtype
+        case AttentionCore():
+            return AttentionCore, work.dtype, work.causal, work.window, work.backward
+        case Pointwise():
+            return Pointwise, work.kernels
+        case Lookup():
+            return (Lookup,)
+        case Collective():
+            return Collective, work.kind, work.axis
+
+
+def _stack(works: Sequence[Any], *fields: str) -> dict[str, Any]:
+    """Fields of equal works as arrays of one row per work (and one column per strategy, where fields are arrays)."""
+    columns = {name: [getattr(work, name) for work in works] for name in fields}
+    if any(isinstance(value, np.ndarray) for values in columns.values() for value in values):
+        shape = np.broadcast_shapes(*(np.shape(value) for values in columns.values() for value in values))
+        return {
+            name: np.stack([np.broadcast_to(np.asarray(value, dtype=float), shape) for value in values])
+            for name, values in columns.items()
+        }
+    return {name: np.array(values, dtype=float) for name, values in columns.items()}
+
+
+def _evaluate(key: tuple[Any, ...], works: Sequence[Any], cluster: Cluster, groups: Mapping[str, Group]) -> Any:
+    device = cluster.device
+    kind = key[0]
+    if kind is Gemm:
+        f = _stack(works, "m", "n", "k", "batch", "repeat")
+        return gemm_time_s(device, key[1], f["m"], f["n"], f["k"], f["batch"]) * f["repeat"]
+    if kind is GroupedGemm:
+        return grouped_gemm_time_s(device, key[1], **_stack(works, "experts", "tokens", "n", "k", "imbalance"))
+    if kind is AttentionCore:
+        fields = _stack(works, "batch", "heads", "kv_heads", "q_len", "kv_len", "head_dim", "value_head_dim")
+        return attention_time_s(device, key[1], causal=key[2], window=key[3], backward=key[4], **fields)
+    if kind is Pointwise:
+        return pointwise_time_s(device, kernels=key[1], **_stack(works, "bytes", "flops"))
+    if kind is Lookup:
+        return lookup_time_s(device, **_stack(works, "rows", "width_bytes"))
+    return collective_time_s(cluster, key[1], _stack(works, "bytes")["bytes"], groups[key[2]])
+
+
+def segment_times(
+    segments: Iterable[Segment], policy: Policy, cluster: Cluster, groups: Mapping[str, Group]
+) -> dict[str, SegmentTime]:
+    """Times of distinct segments, by name."""
+    held = list(segments)
+    works: list[Work] = []
+    for segment in held:
+        for operation in segment.operations:
+            works += [*operation.forward, *operation.input_grad, *operation.weight_grad]
+    seconds = work_times_s(works, cluster, groups)
+    result: dict[str, SegmentTime] = {}
+    position = 0
+    for segment in held:
+        timed = []
+        for operation in segment.operations:
+            phases = []
+            for phase in (operation.forward, operation.input_grad, operation.weight_grad):
+                phases.append(list(zip(phase, seconds[position : position + len(phase)], strict=True)))
+                position += len(phase)
+            timed.append((operation, *phases))
+        result[segment.name] = _segment_time(segment, timed, policy)
+    return result
+
+
+Timed = tuple[Operation, list[tuple[Work, Any]], list[tuple[Work, Any]], list[tuple[Work, Any]]]
+
+
+def _segment_time(segment: Segment, timed: list[Timed], policy: Policy) -> SegmentTime:
+    again = {id(operation) for operation in recomputed_operations(segment, policy)}
+    recomputed = [entry for entry in timed if id(entry[0]) in again]
+    return SegmentTime(
+        forward=_phase(timed, 1),
+        input_grad=_phase(timed, 2),
+        weight_grad=_phase(timed, 3),
+        recompute=_phase(recomputed, 1),
+    )
+
+
+def _phase(timed: list[Timed], phase: int) -> PhaseTime:
+    """Sum a phase, charging each hidden collective only what sticks out of what it runs beside."""
+    parts: dict[str, Any] = defaultdict(float)
+    kernels = 0
+    for index, entry in enumerate(timed):
+        hidden: dict[str, Any] = defaultdict(float)
+        axes: dict[str, str] = {}
+        for work, seconds in entry[phase]:
+            if isinstance(work, Collective):
+                kernels += 1
+                if work.hides:
+                    hidden[work.hides] = hidden[work.hides] + seconds
+                    axes[work.hides] = work.axis
+                else:
+                    parts[work.axis] = parts[work.axis] + seconds
+                continue
+            kernels += _launches(work)
+            kind = KIND_OF[type(work)]
+            parts[kind] = parts[kind] + seconds
+        for beside, seconds in hidden.items():
+            parts[axes[beside]] = parts[axes[beside]] + exposed_s(seconds, _cover_s(timed, index, phase, beside))
+    return PhaseTime(parts=dict(parts), kernels=kernels)
+
+
+def exposed_s(communication_s: Number, cover_s: Number, share: float = CHANNEL_SHARE) -> Number:
+    """Time that communication adds to the work it runs beside [s].
+
+    While it runs, the work advances at rate 1 - share. So w seconds of work and c of communication take
+    max(c, w + share c): the addition is max(c - w, share c).
+
+    >>> exposed_s(2.0, 10.0, share=0.1), exposed_s(12.0, 10.0, share=0.1)
+    (0.2, 2.0)
+    """
+    if isinstance(communication_s, np.ndarray) or isinstance(cover_s, np.ndarray):
+        return np.maximum(communication_s - cover_s, share * communication_s)
+    return max(communication_s - cover_s, share * communication_s)
+
+
+def _cover_s(timed: list[Timed], index: int, phase: int, beside: str) -> Any:
+    """Seconds of compute that a hidden collective of operation `index` runs beside."""
+    if beside == "experts":
+        return _compute_s(entry for entry in timed for entry in [entry[phase]])
+    column = {"weight_grad": 3, "input_grad": 2}.get(beside, phase)
+    neighbours = timed[index + 1 : index + 2]
+    if beside == "forward_gemm" and phase == 1 and not _has_gemm(neighbours):
+        neighbours = timed[index - 1 : index]
+    if beside == "input_grad" and not _has_gemm(neighbours):
+        neighbours = timed[index - 1 : index]
+    return _compute_s(entry[column] for entry in neighbours)
+
+
+def _has_gemm(entries: list[Timed]) -> bool:
+    return any(isinstance(work, Gemm) for entry in entries for work in entry[0].forward)
+
+
+def _compute_s(phases: Iterable[list[tuple[Work, Any]]]) -> Any:
+    return sum(
+        (seconds for phase in phases for work, seconds in phase if not isinstance(work, Collective)), start=0.0
+    )
+
+
+def _launches(work: Work) -> Any:
+    match work:
+        case Pointwise():
+            return work.kernels
+        case Gemm():
+            return work.repeat
+        case AttentionCore():
+            return 3 if work.backward else 1
+        case _:
+            return 1
