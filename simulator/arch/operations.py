@@ -7,6 +7,7 @@ zero-bubble schedules run apart.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -19,6 +20,19 @@ DTYPE_BYTES = {
     "fp64": 8.0, "fp32": 4.0, "tf32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "mxfp8": 1.0, "nvfp4": 0.5,
     "int64": 8.0, "int32": 4.0, "bool": 1.0,
 }  # fmt: skip
+
+
+def largest(values: Iterable[Number]) -> Number:
+    """The largest of several numbers or arrays, elementwise; 0 when there are none.
+
+    >>> largest([1.0, 3.0, 2.0])
+    3.0
+    """
+    result: Number = 0.0
+    for value in values:
+        broadcast = isinstance(value, np.ndarray) or isinstance(result, np.ndarray)
+        result = np.maximum(result, value) if broadcast else max(result, value)
+    return result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from simulator.arch.operations import Number
+import numpy as np
+
+from simulator.arch.operations import Number, largest
 from simulator.parallel.lower import Program, Stage
 from simulator.parallel.recompute import Policy, policy_of, saved_bytes, working_bytes
 from simulator.parallel.states import held_parameters, state_bytes
@@ -60,7 +62,7 @@ def rank_memory(
         count * stage_activation_bytes(stage, strategy) for stage, count in zip(stages, in_flight, strict=True)
     )
     parts["working_set"] = _working_set_bytes(stages, strategy)
-    boundary_bytes = max(program.stages[0].boundary_bytes, stages[0].boundary_bytes)
+    boundary_bytes = largest([program.stages[0].boundary_bytes, stages[0].boundary_bytes])
     parts["communication_buffers"] = _buffer_bytes(boundary_bytes, held.total, strategy, framework)
     allocated = sum(parts.values())
     fraction = framework.fragmentation_fraction
@@ -70,22 +72,21 @@ def rank_memory(
 
 
 def _working_set_bytes(stages: Sequence[Stage], strategy: Strategy) -> Number:
-    """The largest segment while it is recomputed, or the largest gradient of a saved tensor while it is differentiated."""
+    """The largest segment while it is recomputed, and the largest gradient of a saved tensor while it is made."""
     policy = policy_of(strategy)
-    recomputed = [working_bytes(segment, policy) for stage in stages for segment, _ in stage.parts]
-    gradient = [
-        max((float(saved.bytes) for operation in segment.operations for saved in operation.saves), default=0.0)
-        for stage in stages
-        for segment, _ in stage.parts
-    ]
-    return max([float(value) for value in recomputed], default=0.0) + max(gradient, default=0.0)
+    segments = [segment for stage in stages for segment, _ in stage.parts]
+    recomputed = largest(working_bytes(segment, policy) for segment in segments)
+    gradient = largest(
+        saved.bytes for segment in segments for operation in segment.operations for saved in operation.saves
+    )
+    return recomputed + gradient
 
 
 def _buffer_bytes(boundary_bytes: Number, parameters: Number, strategy: Strategy, framework: Framework) -> Number:
     """Pipeline send and receive buffers (two each way) and, where gradients are bucketed outside the main gradient
     buffer, two buckets.
     """
-    pipeline = 4 * boundary_bytes if strategy.pp > 1 else 0.0
     bucketed = framework.overlap_grad_reduce if strategy.overlap_grad_reduce is None else strategy.overlap_grad_reduce
-    buckets = 2 * min(framework.bucket_bytes, float(parameters) * 4) if bucketed and strategy.zero >= 2 else 0.0
-    return pipeline + buckets
+    if not (bucketed and strategy.zero >= 2):
+        return 4 * boundary_bytes
+    return 4 * boundary_bytes + 2 * np.minimum(framework.bucket_bytes, parameters * 4)

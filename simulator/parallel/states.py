@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from simulator.arch.operations import DTYPE_BYTES, Number, Weight
+import numpy as np
+
+from simulator.arch.operations import DTYPE_BYTES, Number, Weight, largest
 from simulator.parallel.lower import Stage
 from simulator.spec.run import Framework, Run
 from simulator.spec.strategy import Strategy
@@ -43,15 +45,15 @@ def held_parameters(stages: tuple[Stage, ...]) -> HeldParameters:
     dense: Number = 0.0
     expert: Number = 0.0
     replicated: Number = 0.0
-    largest: float = 0.0
+    sizes: list[Number] = []
     for stage in stages:
         for segment, count in stage.parts:
             weights = [weight for operation in segment.operations for weight in operation.weights]
             dense += count * _sum(weights, "dense")
             expert += count * _sum(weights, "expert")
             replicated += count * sum(w.elements for w in weights if w.sequence_replicated)
-            largest = max(largest, float(_sum(weights, "dense") + _sum(weights, "expert")))
-    return HeldParameters(dense=dense, expert=expert, replicated=replicated, largest_segment=largest)
+            sizes.append(_sum(weights, "dense") + _sum(weights, "expert"))
+    return HeldParameters(dense=dense, expert=expert, replicated=replicated, largest_segment=largest(sizes))
 
 
 def _sum(weights: list[Weight], sharing: str) -> Number:
@@ -86,7 +88,8 @@ def shard_ranks(strategy: Strategy) -> tuple[Number, Number]:
     dense: Number = strategy.dp * strategy.cp
     expert: Number = strategy.tp * strategy.cp * strategy.dp / (strategy.ep * strategy.etp)
     if strategy.shard_group:
-        dense, expert = min(dense, strategy.shard_group * strategy.cp), min(expert, strategy.shard_group)
+        dense = np.minimum(dense, strategy.shard_group * strategy.cp)
+        expert = np.minimum(expert, strategy.shard_group)
     return dense, expert
 
 
