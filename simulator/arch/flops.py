@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from simulator.arch.layer import Segment, head_segment, layer_segment, mtp_segment
 from simulator.arch.operations import AttentionCore, Gemm, GroupedGemm, Number, Operation, Work
 from simulator.arch.parameters import COUNTING, parameters
@@ -39,13 +41,12 @@ def work_flops(work: Work) -> Number:
 def core_flops(core: AttentionCore) -> Number:
     """Forward FLOPs of an attention core with masking skipped.
 
-    Queries times visible keys: q kv, halved when causal, at most q window under a sliding window.
+    A query sees at most w = min(window, kv) keys; causally w - w^2 / (2 kv) on average, which is kv / 2 without
+    a window.
     """
-    pairs = core.q_len * core.kv_len * (0.5 if core.causal else 1.0)
-    if core.window and not isinstance(core.kv_len, (int, float)) or core.window and core.window < core.kv_len:
-        visible = core.window * (1.0 - core.window / (2.0 * core.kv_len)) if core.causal else float(core.window)
-        pairs = core.q_len * visible
-    return 2 * core.batch * core.heads * pairs * (core.head_dim + core.value_head_dim)
+    seen = np.minimum(core.window, core.kv_len) if core.window else core.kv_len
+    visible = seen - seen * seen / (2.0 * core.kv_len) if core.causal else seen
+    return 2 * core.batch * core.heads * core.q_len * visible * (core.head_dim + core.value_head_dim)
 
 
 def executed_flops(operations: Iterable[Operation], phase: str) -> Number:
