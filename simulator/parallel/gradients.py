@@ -25,43 +25,42 @@ class Synchronisation:
 
 
 def synchronisation(held: HeldParameters, run: Run, strategy: Strategy, framework: Framework) -> Synchronisation:
-    """Gradient reduction and parameter gathering by ZeRO stage (facts c2, c3).
+    """Gradient reduction and parameter gathering by ZeRO stage (facts c2, c3, c9).
 
-    Stage 0: all-reduce of the gradients. 1 and 2: reduce-scatter, then all-gather of the updated parameters.
-    3: all-gather in forward (and again in backward unless kept), reduce-scatter in backward, every micro-batch.
+    Stage 0: all-reduce of the gradients. 1 and 2: reduce-scatter over the shard group, then all-gather of the updated
+    parameters. 3: all-gather in forward (and again in backward unless kept) and reduce-scatter in backward, every
+    micro-batch. With a shard group smaller than dp (HSDP) the shards are all-reduced between groups.
     """
     wire = 4.0 if run.precision in ("fp32", "tf32") else DTYPE_BYTES[framework.gradient_reduce_dtype]
-    weight = parameter_bytes(run)
     tensor: tuple[Collective, ...] = ()
-    if strategy.sequence_parallel and held.replicated:
+    if strategy.sequence_parallel and not _zero(held.replicated):
         tensor = (Collective(kind="all_reduce", axis="tp", bytes=held.replicated * wire),)
     if strategy.zero == 0:
-        return Synchronisation(reduce=_both("all_reduce", held, wire), gather=(), tensor=tensor)
+        return Synchronisation(reduce=_both("all_reduce", "dp_cp", held, wire), gather=(), tensor=tensor)
+    replicas = _replica_reduce(held, strategy, wire)
+    gather = _both("all_gather", "shard", held, parameter_bytes(run))
+    scatter = _both("reduce_scatter", "shard", held, wire)
     if strategy.zero < 3:
-        return Synchronisation(
-            reduce=_both("reduce_scatter", held, wire), gather=_both("all_gather", held, weight), tensor=tensor
-        )
-    gather = _both("all_gather", held, weight)
+        return Synchronisation(reduce=(*scatter, *replicas), gather=gather, tensor=tensor)
     again = gather if strategy.reshard_after_forward else ()
-    return Synchronisation(
-        reduce=_replica_reduce(held, strategy, wire), gather=(), forward=gather,
-        backward=(*again, *_both("reduce_scatter", held, wire)), tensor=tensor,
-    )  # fmt: skip
+    return Synchronisation(reduce=replicas, gather=(), forward=gather, backward=(*again, *scatter), tensor=tensor)
 
 
-def _both(kind: str, held: HeldParameters, each_bytes: float) -> tuple[Collective, ...]:
-    """The same collective for dense parameters on dp_cp and for experts on edp."""
-    parts: tuple[tuple[str, Number], ...] = (("dp_cp", held.dense), ("edp", held.expert))
+def _both(kind: str, dense_axis: str, held: HeldParameters, each_bytes: float) -> tuple[Collective, ...]:
+    """The same collective for dense parameters and for experts, over the ranks that share each."""
     return tuple(
         Collective(kind=kind, axis=axis, bytes=count * each_bytes)  # type: ignore[arg-type]
-        for axis, count in parts
-        if not (isinstance(count, (int, float)) and count == 0)
+        for axis, count in ((dense_axis, held.dense), ("edp", held.expert))
+        if not _zero(count)
     )
 
 
 def _replica_reduce(held: HeldParameters, strategy: Strategy, wire: float) -> tuple[Collective, ...]:
-    """HSDP: after the reduce-scatter inside a shard group, its shard is all-reduced between the groups (facts c9)."""
-    if not strategy.shard_group or strategy.shard_group >= strategy.dp:
+    if not strategy.shard_group:
         return ()
     shard = held.dense / (strategy.shard_group * strategy.cp)
-    return (Collective(kind="all_reduce", axis="dp_replicas", bytes=shard * wire),)
+    return (Collective(kind="all_reduce", axis="replicas", bytes=shard * wire),)
+
+
+def _zero(count: Number) -> bool:
+    return isinstance(count, (int, float)) and count == 0

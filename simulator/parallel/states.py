@@ -70,9 +70,14 @@ def low_precision_copy_bytes(run: Run) -> float:
     return {"fp8": 2.0, "mxfp8": 2.0 + 2.0 / 32.0, "nvfp4": 1.0 + 2.0 / 16.0}.get(run.precision, 0.0)
 
 
-def optimizer_bytes(run: Run) -> float:
-    """Optimizer states and fp32 master copy per parameter [B]; fp32 training needs no master copy."""
-    master = 0.0 if run.precision in ("fp32", "tf32") else MASTER_BYTES
+def stored_bytes(run: Run, framework: Framework) -> float:
+    """Bytes of one parameter as it rests between steps [B]: fp32 where the parameters are their own master."""
+    return DTYPE_BYTES[framework.stored_parameter_dtype] if framework.stored_parameter_dtype else parameter_bytes(run)
+
+
+def optimizer_bytes(run: Run, framework: Framework) -> float:
+    """Optimizer states per parameter, with an fp32 master copy unless the parameters are stored in fp32 [B]."""
+    master = 0.0 if stored_bytes(run, framework) >= MASTER_BYTES else MASTER_BYTES
     return MOMENT_BYTES[run.optimizer] + master
 
 
@@ -105,15 +110,25 @@ def state_bytes(held: HeldParameters, run: Run, strategy: Strategy, framework: F
     def part(each_bytes: float, stage: int) -> Number:
         return each_bytes * (sharded if strategy.zero >= stage else held.total)
 
-    weight_bytes = parameter_bytes(run)
     result = {
-        "weights": part(weight_bytes, 3) + low_precision_copy_bytes(run) * held.total,
+        "weights": part(stored_bytes(run, framework), 3) + low_precision_copy_bytes(run) * held.total,
         "gradients": part(gradient_bytes(run, framework), 2),
-        "optimizer": part(optimizer_bytes(run), 1),
+        "optimizer": part(optimizer_bytes(run, framework), 1),
     }
     if strategy.zero == 3:
-        result["gathered_parameters"] = 2 * held.largest_segment * weight_bytes
+        result["gathered_parameters"] = 2 * held.largest_segment * parameter_bytes(run)
     return result
+
+
+def accumulation_bytes(held: Number, run: Run, framework: Framework) -> Number:
+    """HBM bytes of adding one micro-batch's weight gradients into the accumulated ones [B].
+
+    Fused into the GEMM: the accumulator is read besides being written. A kernel of its own also reads and writes the
+    fresh gradient.
+    """
+    main = gradient_bytes(run, framework)
+    fresh = 0.0 if framework.fused_gradient_accumulation else 2 * parameter_bytes(run)
+    return held * (2 * main + fresh)
 
 
 def optimizer_traffic_bytes(held: HeldParameters, run: Run, strategy: Strategy, framework: Framework) -> Number:

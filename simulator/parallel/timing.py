@@ -47,11 +47,12 @@ CHANNEL_SHARE = 0.15
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseTime:
-    """Seconds of one phase of one segment by kind of work or axis; exposed communication only. `kernels` counts
-    launches.
+    """Seconds of one phase of one segment by kind of work or axis. `parts` holds exposed communication only, `hidden`
+    what ran beside compute; `kernels` counts launches.
     """
 
     parts: Mapping[str, Number]
+    hidden: Mapping[str, Number]
     kernels: Number
 
     @property
@@ -167,6 +168,7 @@ def _segment_time(segment: Segment, timed: list[Timed], policy: Policy) -> Segme
 def _phase(timed: list[Timed], phase: int) -> PhaseTime:
     """Sum a phase, charging each hidden collective only what sticks out of what it runs beside."""
     parts: dict[str, Any] = defaultdict(float)
+    covered: dict[str, Any] = defaultdict(float)
     kernels = 0
     for index, entry in enumerate(timed):
         hidden: dict[str, Any] = defaultdict(float)
@@ -184,8 +186,11 @@ def _phase(timed: list[Timed], phase: int) -> PhaseTime:
             kind = KIND_OF[type(work)]
             parts[kind] = parts[kind] + seconds
         for beside, seconds in hidden.items():
-            parts[axes[beside]] = parts[axes[beside]] + exposed_s(seconds, _cover_s(timed, index, phase, beside))
-    return PhaseTime(parts=dict(parts), kernels=kernels)
+            axis = axes[beside]
+            shown = exposed_s(seconds, _cover_s(timed, index, phase, beside))
+            parts[axis] = parts[axis] + shown
+            covered[axis] = covered[axis] + (seconds - shown)
+    return PhaseTime(parts=dict(parts), hidden=dict(covered), kernels=kernels)
 
 
 def exposed_s(communication_s: Number, cover_s: Number, share: float = CHANNEL_SHARE) -> Number:

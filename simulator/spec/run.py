@@ -27,6 +27,8 @@ class Framework:
     fused_rope: bool = True
     fused_cross_entropy: bool = True
     fused_optimizer: bool = True
+    fused_gradient_accumulation: bool = True
+    """The weight-gradient GEMM adds into the main gradient; otherwise a kernel per tensor does."""
     dropout: float | None = None
     """Dropout probability used by default; None is the model's own."""
     logits_dtype: str = "fp32"
@@ -42,6 +44,9 @@ class Framework:
     overlap_tp: bool = False
     overlap_moe: bool = False
     overlap_p2p: bool = True
+    scatter_gather_p2p: bool = True
+    """Without sequence parallelism, a pipeline send carries 1/tp of the activation and the receiver gathers it
+    (Narayanan 2021 sec. 4.1)."""
     logits_fraction: float = 1.0
     """Share of positions projected onto the vocabulary (BERT scripts that gather masked positions first)."""
     vocab_multiple: int = 128

@@ -1,0 +1,138 @@
+"""What one micro-batch costs on each pipeline stage, by part: the segments' times summed, and ZeRO-3's traffic."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from simulator.arch.operations import Collective, Number
+from simulator.cluster.device import pointwise_time_s
+from simulator.cluster.network import collective_time_s
+from simulator.cluster.placement import Group
+from simulator.parallel.gradients import synchronisation
+from simulator.parallel.lower import Program, Stage
+from simulator.parallel.recompute import Policy, policy_of
+from simulator.parallel.states import accumulation_bytes, held_parameters
+from simulator.parallel.timing import PhaseTime, SegmentTime, exposed_s, segment_times
+from simulator.spec.hardware import Cluster
+from simulator.spec.run import Framework, Run
+from simulator.spec.strategy import Strategy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageCost:
+    """One micro-batch on one stage. `recompute` runs at the start of the backward."""
+
+    forward: PhaseTime
+    input_grad: PhaseTime
+    weight_grad: PhaseTime
+    recompute: PhaseTime
+
+
+def stage_costs(
+    program: Program, run: Run, strategy: Strategy, framework: Framework, cluster: Cluster, groups: Mapping[str, Group]
+) -> tuple[StageCost, ...]:
+    """Costs of every stage, in model order."""
+    distinct = {segment.name: segment for stage in program.stages for segment, _ in stage.parts}
+    policy = policy_of(strategy)
+    times = segment_times(distinct.values(), policy, cluster, groups)
+    plain = segment_times(distinct.values(), Policy(), cluster, groups) if strategy.recompute_layers else times
+    cache: dict[tuple[tuple[int, int], ...], StageCost] = {}
+    costs = []
+    for stage in program.stages:
+        key = tuple((id(segment), count) for segment, count in stage.parts)
+        if key not in cache:
+            cost = _sum_stage(stage, times, plain, strategy)
+            cache[key] = _with_shared_traffic(cost, stage, program, run, strategy, framework, cluster, groups)
+        costs.append(cache[key])
+    return tuple(costs)
+
+
+def _sum_stage(
+    stage: Stage, times: Mapping[str, SegmentTime], plain: Mapping[str, SegmentTime], strategy: Strategy
+) -> StageCost:
+    left = strategy.recompute_layers or stage.layers
+    recompute: list[tuple[PhaseTime, int]] = []
+    for segment, count in stage.parts:
+        recomputed = min(count, left) if segment.recomputable else count
+        left -= recomputed if segment.recomputable else 0
+        recompute.append((times[segment.name].recompute, recomputed))
+    return StageCost(
+        forward=add_phases([(times[s.name].forward, count) for s, count in stage.parts]),
+        input_grad=add_phases([(plain[s.name].input_grad, count) for s, count in stage.parts]),
+        weight_grad=add_phases([(plain[s.name].weight_grad, count) for s, count in stage.parts]),
+        recompute=add_phases(recompute),
+    )
+
+
+def add_phases(phases: Sequence[tuple[PhaseTime, int]]) -> PhaseTime:
+    """Sum phases, each taken a number of times."""
+    parts: dict[str, Any] = defaultdict(float)
+    hidden: dict[str, Any] = defaultdict(float)
+    kernels: Number = 0
+    for phase, count in phases:
+        for name, seconds in phase.parts.items():
+            parts[name] = parts[name] + count * seconds
+        for name, seconds in phase.hidden.items():
+            hidden[name] = hidden[name] + count * seconds
+        kernels = kernels + count * phase.kernels
+    return PhaseTime(parts=dict(parts), hidden=dict(hidden), kernels=kernels)
+
+
+def with_part(phase: PhaseTime, name: str, seconds: Number, *, hidden_s: Number = 0.0, kernels: Number = 0) -> PhaseTime:
+    """A phase with one part grown."""
+    extra = PhaseTime(parts={name: seconds}, hidden={name: hidden_s}, kernels=kernels)
+    return add_phases([(phase, 1), (extra, 1)])
+
+
+def _with_shared_traffic(
+    cost: StageCost, stage: Stage, program: Program, run: Run, strategy: Strategy, framework: Framework,
+    cluster: Cluster, groups: Mapping[str, Group],
+) -> StageCost:  # fmt: skip
+    """Add gradient accumulation (with more than one micro-batch) and ZeRO-3's gathers and scatters."""
+    held = held_parameters((stage,))
+    if program.micro_batches > 1:
+        moved = accumulation_bytes(held.total, run, framework)
+        seconds = pointwise_time_s(cluster.device, moved)
+        cost = _replace(cost, weight_grad=with_part(cost.weight_grad, "pointwise", seconds))
+    if strategy.zero < 3:
+        return cost
+    sync = synchronisation(held, run, strategy, framework)
+    pieces = max(stage.layers, 1)
+    forward = _sharded_traffic(sync.forward, pieces, cluster, groups)
+    backward = _sharded_traffic(sync.backward, pieces, cluster, groups)
+    backward_cover = cost.input_grad.total_s + cost.weight_grad.total_s + cost.recompute.total_s
+    shown = prefetched_s(forward, cost.forward.total_s, pieces)
+    shown_back = prefetched_s(backward, backward_cover, pieces)
+    return _replace(
+        cost,
+        forward=with_part(cost.forward, "dp", shown, hidden_s=forward - shown, kernels=pieces),
+        input_grad=with_part(cost.input_grad, "dp", shown_back, hidden_s=backward - shown_back, kernels=2 * pieces),
+    )
+
+
+def _replace(cost: StageCost, **changes: PhaseTime) -> StageCost:
+    fields = {name: getattr(cost, name) for name in ("forward", "input_grad", "weight_grad", "recompute")}
+    return StageCost(**{**fields, **changes})
+
+
+def _sharded_traffic(
+    collectives: tuple[Collective, ...], pieces: int, cluster: Cluster, groups: Mapping[str, Group]
+) -> Number:
+    """Seconds of a stage's gathers or scatters, one collective per layer."""
+    return sum(
+        pieces * collective_time_s(cluster, c.kind, c.bytes / pieces, groups[c.axis]) for c in collectives
+    )
+
+
+def prefetched_s(communication_s: Number, cover_s: Number, pieces: int) -> Number:
+    """Exposed seconds of per-layer traffic that is prefetched one layer ahead: the first layer's, and what the compute
+    of the others does not cover [s].
+
+    >>> prefetched_s(4.0, 100.0, 4)
+    1.45
+    """
+    first = communication_s / pieces
+    return first + exposed_s(communication_s - first, cover_s * (pieces - 1) / pieces)
