@@ -1,0 +1,71 @@
+"""From the name of a schedule and its sizes to its order, or the rule it breaks."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from simulator.errors import Complaints, InputError, did_you_mean
+from simulator.schedule.order import Order
+from simulator.schedule.orders import interleaved, one_f_one_b
+from simulator.spec.strategy import SCHEDULES
+
+def make_order(schedule: str, *, pp: int, micro_batches: int, vp: int = 1, group_size: int = 0) -> Order:
+    """The order of a built-in schedule; the same sizes give the same (cached) value.
+
+    `vp` is virtual stages per rank, `group_size` consecutive micro-batches per virtual stage (interleaved only;
+    0 is pp). Raises InputError with every rule that the sizes break.
+    """
+    check_sizes(schedule, pp=pp, micro_batches=micro_batches, vp=vp, group_size=group_size)
+    return _make(schedule, pp, micro_batches, vp, group_size)
+
+
+@lru_cache(maxsize=256)
+def _make(schedule: str, pp: int, micro_batches: int, vp: int, group_size: int) -> Order:
+    match schedule:
+        case "gpipe":
+            return one_f_one_b.gpipe(pp, micro_batches)
+        case "1f1b":
+            return one_f_one_b.one_f_one_b(pp, micro_batches)
+        case "eager-1f1b":
+            return one_f_one_b.eager_one_f_one_b(pp, micro_batches)
+        case "interleaved":
+            return interleaved.interleaved(pp, micro_batches, vp, group_size or pp)
+        case _:
+            return interleaved.breadth_first(pp, micro_batches, vp)
+
+
+def check_sizes(schedule: str, *, pp: int, micro_batches: int, vp: int = 1, group_size: int = 0) -> None:
+    """Raises InputError with every rule of a schedule that the sizes break."""
+    if schedule not in SCHEDULES:
+        raise InputError([f"unknown schedule {schedule!r}. {did_you_mean(schedule, SCHEDULES)}"])
+    broken = Complaints()
+    broken.require(pp >= 1, f"pp({pp}) must be at least 1", where="--pp")
+    broken.require(micro_batches >= 1, f"micro_batches({micro_batches}) must be at least 1", where="micro_batches")
+    broken.raise_if_any()
+    if schedule != "interleaved":
+        broken.require(group_size == 0, f"{schedule} has no group size ({group_size} given)", where="group_size")
+    if schedule in ("interleaved", "interleaved-bfs"):
+        broken.require(vp >= 2, f"{schedule} needs vp >= 2, got vp({vp})", where="--vp", hint="Use 1f1b for vp = 1.")
+        broken.require(pp >= 2, f"{schedule} needs pp >= 2, got pp({pp})", where="--pp")
+    else:
+        broken.require(vp == 1, f"{schedule} has one stage per rank, got vp({vp})", where="--vp", hint="Use vp = 1.")
+    if schedule == "interleaved":
+        _check_group(broken, pp, micro_batches, group_size or pp)
+    broken.raise_if_any()
+
+
+def _check_group(broken: Complaints, pp: int, micro_batches: int, group: int) -> None:
+    """Megatron-LM schedules.py, `forward_backward_pipelining_with_interleaving`: the same two refusals."""
+    broken.require(
+        pp <= group <= micro_batches,
+        f"interleaved needs pp({pp}) <= group_size({group}) <= micro_batches({micro_batches})",
+        where="group_size",
+        hint=f"Use at least {max(pp, group)} micro-batches.",
+    )
+    rest = micro_batches % group
+    broken.require(
+        rest == 0 or rest >= pp,
+        f"micro_batches({micro_batches}) mod group_size({group}) = {rest} must be 0 or at least pp({pp})",
+        where="micro_batches",
+        hint=f"Use {micro_batches - rest or group} or {micro_batches - rest + group} micro-batches.",
+    )
