@@ -1,0 +1,253 @@
+"""model + cluster + run + strategy -> Estimate: one step, once, in one direction."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from simulator import catalog
+from simulator.arch.flops import executed_flops, model_flops_per_sequence
+from simulator.cluster.device import peak_flops_per_s
+from simulator.cluster.network import collective_time_s
+from simulator.cluster.placement import Group, axis_groups
+from simulator.parallel.legal import check
+from simulator.parallel.lower import Program, Stage, lower, sequence_lengths
+from simulator.parallel.memory import RankMemory, rank_memory
+from simulator.parallel.recompute import policy_of, recomputed_operations
+from simulator.parallel.stage_cost import StageCost, stage_costs
+from simulator.parallel.step_end import StepEnd, step_end
+from simulator.parallel.traffic import traffic_bytes
+from simulator.provenance import notes_of, provenance_of, regime_of
+from simulator.result import Estimate, Memory, TimeParts
+from simulator.schedule.engine import Durations, Transfers, simulate
+from simulator.schedule.make import make_order
+from simulator.schedule.order import Order
+from simulator.schedule.timeline import Timeline
+from simulator.spec.hardware import Cluster
+from simulator.spec.model import ModelSpec
+from simulator.spec.run import Framework, Run
+from simulator.spec.strategy import Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lowered:
+    """Everything an estimate is read off: program, costs, order, timeline and the end of the step."""
+
+    program: Program
+    costs: tuple[StageCost, ...]
+    order: Order
+    timeline: Timeline
+    ends: tuple[StepEnd, ...]
+    groups: Mapping[str, Group]
+    send_s: float
+
+
+def estimate(
+    model: ModelSpec, cluster: Cluster, run: Run, strategy: Strategy, *, framework: Framework | None = None
+) -> Estimate:
+    """Cost of one training step.
+
+    Raises InputError when the strategy cannot run (every reason at once). A strategy that does not fit in memory
+    is an answer: `fits` is False.
+    """
+    software = framework if framework is not None else catalog.load_framework(run.framework)
+    check(model, cluster, run, strategy)
+    run = replace(run, seq_len=run.seq_len or model.seq_len)
+    lowered = run_step(model, cluster, run, strategy, software)
+    return summarise(model, cluster, run, strategy, software, lowered)
+
+
+def groups_of(cluster: Cluster, strategy: Strategy) -> dict[str, Group]:
+    """Communication groups by axis, with the shard and replica groups of ZeRO."""
+    groups = dict(
+        axis_groups(
+            cluster, tp=strategy.tp, cp=strategy.cp, ep=strategy.ep, etp=strategy.etp, dp=strategy.dp, pp=strategy.pp,
+            order=strategy.order,
+        )
+    )  # fmt: skip
+    joined = groups["dp_cp"]
+    if not strategy.shard_group:
+        return groups | {"shard": joined, "replicas": Group(1)}
+    ranks = strategy.shard_group * strategy.cp
+    return groups | {
+        "shard": Group(ranks, joined.stride),
+        "replicas": Group(strategy.dp // strategy.shard_group, joined.stride * ranks),
+    }
+
+
+def run_step(model: ModelSpec, cluster: Cluster, run: Run, strategy: Strategy, software: Framework) -> Lowered:
+    """Lower, cost, order and simulate one step."""
+    program = lower(model, run, strategy, software)
+    groups = groups_of(cluster, strategy)
+    costs = stage_costs(program, run, strategy, software, cluster, groups)
+    order = make_order(
+        strategy.schedule, pp=strategy.pp, micro_batches=program.micro_batches, vp=strategy.vp,
+        group_size=strategy.group_size,
+    )  # fmt: skip
+    transfers = transfers_of(program, strategy, software, cluster, groups)
+    timeline = simulate(order, durations_of(costs, software), transfers)
+    ends = tuple(
+        step_end(
+            stages_of(program, order, rank), [costs[s] for s in rank_stages(order, rank)], run=run, strategy=strategy,
+            framework=software, cluster=cluster, groups=groups,
+        )
+        for rank in range(strategy.pp)
+    )  # fmt: skip
+    send_s = float(max(transfers.forward_s)) if strategy.stages > 1 else 0.0  # type: ignore[arg-type]
+    return Lowered(program=program, costs=costs, order=order, timeline=timeline, ends=ends, groups=groups, send_s=send_s)
+
+
+def durations_of(costs: Sequence[StageCost], software: Framework) -> Durations:
+    """Engine durations: recomputation opens the backward; launches cost host time unless replayed from a graph."""
+    launch = 0.0 if software.cuda_graphs else software.launch_s
+    return Durations(
+        forward_s=[float(c.forward.total_s) for c in costs],
+        input_grad_s=[float(c.input_grad.total_s + c.recompute.total_s) for c in costs],
+        weight_grad_s=[float(c.weight_grad.total_s) for c in costs],
+        forward_comm_s=[_communication_s(c.forward.parts) for c in costs],
+        backward_comm_s=[_communication_s(c.input_grad.parts) for c in costs],
+        forward_host_s=[launch * float(c.forward.kernels) for c in costs],
+        input_grad_host_s=[launch * float(c.input_grad.kernels + c.recompute.kernels) for c in costs],
+        weight_grad_host_s=[launch * float(c.weight_grad.kernels) for c in costs],
+    )
+
+
+def _communication_s(parts: Mapping[str, object]) -> float:
+    return float(sum(parts.get(axis, 0.0) for axis in ("tp", "cp", "ep", "etp")))  # type: ignore[call-overload]
+
+
+def rank_stages(order: Order, rank: int) -> list[int]:
+    """Model stages that a rank holds (twice-held models list both copies)."""
+    return [int(stage) for stage, holder in zip(order.model_stage, order.slot_rank, strict=True) if holder == rank]
+
+
+def stages_of(program: Program, order: Order, rank: int) -> list[Stage]:
+    """Programs of the stages that a rank holds."""
+    return [program.stages[stage] for stage in rank_stages(order, rank)]
+
+
+def transfers_of(
+    program: Program, strategy: Strategy, software: Framework, cluster: Cluster, groups: Mapping[str, Group]
+) -> Transfers:
+    """Sends between neighbouring stages.
+
+    Without sequence parallelism a send carries 1 / tp of the activation and the receiver's tp group gathers it
+    (Narayanan 2021 sec. 4.1), where the framework does so. Plain 1F1B and GPipe wait for their sends.
+    """
+    if strategy.stages == 1:
+        return Transfers()
+    seconds = []
+    split = strategy.tp > 1 and not strategy.sequence_parallel and software.scatter_gather_p2p
+    for stage in program.stages[:-1]:
+        part = stage.boundary_bytes / (strategy.tp if split else 1)
+        each = float(collective_time_s(cluster, "send", part, groups["pp"]))
+        if split:
+            each += float(collective_time_s(cluster, "all_gather", stage.boundary_bytes, groups["tp"]))
+        seconds.append(each)
+    blocking = not software.overlap_p2p or strategy.schedule in ("1f1b", "gpipe")
+    return Transfers(forward_s=seconds, backward_s=seconds, blocking=blocking)
+
+
+def memory_of(
+    lowered: Lowered, cluster: Cluster, run: Run, strategy: Strategy, software: Framework
+) -> tuple[Memory, tuple[RankMemory, ...]]:
+    """Peak memory of every pipeline rank; the fullest one gives the parts."""
+    ranks = []
+    for rank in range(strategy.pp):
+        stages = stages_of(lowered.program, lowered.order, rank)
+        held = float(lowered.timeline.in_flight[rank]) / len(stages)
+        ranks.append(
+            rank_memory(rank, stages, [held] * len(stages), program=lowered.program, run=run, strategy=strategy,
+                        framework=software)
+        )  # fmt: skip
+    fullest = max(ranks, key=lambda rank: float(rank.total_bytes))
+    per_stage = tuple(
+        {**{name: float(value) for name, value in rank.parts.items()}, "total": float(rank.total_bytes)}
+        for rank in ranks
+    )
+    parts = {name: float(value) for name, value in fullest.parts.items()}
+    return Memory(per_stage=per_stage, parts=parts, limit_bytes=cluster.device.memory_bytes), tuple(ranks)
+
+
+def time_of(lowered: Lowered, strategy: Strategy) -> TimeParts:
+    """The step of the rank that finishes last, by part. What its work does not explain is waiting: host or bubble."""
+    finish = [end + float(tail.total_s) for end, tail in zip(lowered.timeline.rank_end_s, lowered.ends, strict=True)]
+    rank = finish.index(max(finish))
+    parts: dict[str, float] = defaultdict(float)
+    hidden: dict[str, float] = defaultdict(float)
+    copies = len(lowered.order.slot_rank) // strategy.stages
+    times = lowered.program.micro_batches / copies
+    for stage in rank_stages(lowered.order, rank):
+        cost = lowered.costs[stage]
+        for phase in (cost.forward, cost.input_grad, cost.weight_grad):
+            for name, seconds in phase.parts.items():
+                parts[name] += times * float(seconds)
+        parts["recompute"] += times * float(cost.recompute.total_s)
+        for phase in (cost.forward, cost.input_grad, cost.weight_grad, cost.recompute):
+            for name, seconds in phase.hidden.items():
+                hidden[name] += times * float(seconds)
+    tail = lowered.ends[rank]
+    parts["dp"] += float(tail.reduce_s + tail.gather_s)
+    parts["optimizer"] += float(tail.optimizer_s)
+    hidden["dp"] += float(tail.hidden_s)
+    idle = max(finish) - sum(parts.values())
+    parts["bubble" if strategy.pp > 1 else "host"] += idle
+    return TimeParts(parts=_merged(parts), hidden=_merged(hidden))
+
+
+def _merged(parts: Mapping[str, float]) -> dict[str, float]:
+    return {name: seconds for name, seconds in sorted(parts.items()) if seconds}
+
+
+def executed_flops_per_step(lowered: Lowered, strategy: Strategy) -> float:
+    """Matrix FLOPs that all devices execute in one step, recomputation and padding included."""
+    policy = policy_of(strategy)
+    total = 0.0
+    for stage in lowered.program.stages:
+        for segment, count in stage.parts:
+            again = executed_flops(recomputed_operations(segment, policy), "forward")
+            phases = sum(executed_flops(segment.operations, p) for p in ("forward", "input_grad", "weight_grad"))
+            total += count * float(again + phases)
+    return total * lowered.program.micro_batches * strategy.tp * strategy.cp * strategy.dp
+
+
+def summarise(
+    model: ModelSpec, cluster: Cluster, run: Run, strategy: Strategy, software: Framework, lowered: Lowered
+) -> Estimate:
+    """Read the answer off a lowered step."""
+    time = time_of(lowered, strategy)
+    memory, _ = memory_of(lowered, cluster, run, strategy, software)
+    step_s = time.total_s
+    lengths = sequence_lengths(model, run)
+    flops = run.global_batch * model_flops_per_sequence(model, *lengths, run.flops_convention)
+    peak = strategy.devices * peak_flops_per_s(cluster.device, run.precision)
+    stages = stages_of(lowered.program, lowered.order, 0)
+    traffic = traffic_bytes(
+        lowered.program, stages, run=run, strategy=strategy, framework=software, groups=lowered.groups
+    )
+    bracket = (step_s - time.exposed_comm_s, step_s + sum(time.hidden.values()))
+    return Estimate(
+        model=model.name,
+        cluster=cluster.name,
+        framework=software.name,
+        run=asdict(run),
+        strategy=asdict(strategy),
+        devices=strategy.devices,
+        step_time_s=step_s,
+        step_time_low_s=bracket[0],
+        step_time_high_s=bracket[1],
+        bracket_s=bracket,
+        tokens_per_s=run.global_batch * sum(lengths) / step_s,
+        model_flops_per_step=flops,
+        flops_convention=run.flops_convention,
+        mfu=flops / (step_s * peak),
+        hfu=executed_flops_per_step(lowered, strategy) / (step_s * peak),
+        time=time,
+        memory=memory,
+        traffic_bytes={axis: float(value) for axis, value in traffic.items() if float(value)},
+        provenance=provenance_of(model, cluster, run, software),
+        notes=notes_of(cluster, run, strategy, software),
+        regime=regime_of(model, cluster, run, strategy, time),
+        _timeline=lowered.timeline,
+    )

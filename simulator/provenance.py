@@ -1,0 +1,73 @@
+"""Where an estimate's inputs came from, which regime it stands in, and the formulas behind its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from simulator.result import COMMUNICATION, Memory, Provenance, TimeParts
+from simulator.spec.hardware import Cluster
+from simulator.spec.model import ModelSpec
+from simulator.spec.run import Framework, Run
+from simulator.spec.strategy import Strategy
+
+
+def provenance_of(model: ModelSpec, cluster: Cluster, run: Run, framework: Framework) -> tuple[Provenance, ...]:
+    """One entry per input that did not come from the caller."""
+    device = cluster.device
+    entries = [
+        Provenance(what=f"model {model.name}", kind="published", source=_joined(model.sources)),
+        Provenance(what=f"device {device.name}", kind="datasheet", source=_joined(device.sources)),
+        Provenance(what=f"kernels of {device.name}", kind=device.kernels.provenance, source=device.kernels.source),
+        Provenance(what=f"framework {framework.name}", kind="framework", source=_joined(framework.sources)),
+    ]
+    entries += [
+        Provenance(what=f"tier {tier.name}", kind="datasheet", source=_joined(tier.sources or cluster.sources))
+        for tier in cluster.tiers
+    ]
+    return tuple(entries)
+
+
+def _joined(sources: Mapping[str, str]) -> str:
+    return "; ".join(dict.fromkeys(sources.values()))
+
+
+def notes_of(cluster: Cluster, run: Run, strategy: Strategy, framework: Framework) -> tuple[str, ...]:
+    """What the reader must know: inherited or assumed constants, defaults taken."""
+    notes = []
+    kernels = cluster.device.kernels
+    if kernels.provenance != "fitted":
+        notes.append(f"Kernel constants of {cluster.device.name} are {kernels.provenance}: {kernels.source}")
+    if not run.attention:
+        notes.append(f"Attention is {framework.attention}, the default of {framework.name}.")
+    if strategy.tp > 1 and strategy.sequence_parallel:
+        notes.append("Sequence parallelism is on.")
+    return tuple(notes)
+
+
+def regime_of(
+    model: ModelSpec, cluster: Cluster, run: Run, strategy: Strategy, time: TimeParts
+) -> dict[str, str]:
+    """The regime that errors are reported by: kind of model, device, what binds, pipeline, precision."""
+    kind = "moe" if model.mixture else {"encoder": "encoder", "decoder": "dense"}.get(
+        model.architecture, "encoder-decoder"
+    )  # fmt: skip
+    parts = time.parts
+    groups = {
+        "compute": sum(parts.get(name, 0.0) for name in ("gemm", "grouped_gemm", "attention")),
+        "memory": sum(parts.get(name, 0.0) for name in ("pointwise", "lookup", "optimizer")),
+        "network": sum(parts.get(axis, 0.0) for axis in COMMUNICATION),
+        "host": parts.get("host", 0.0),
+    }
+    return {
+        "kind": kind,
+        "device": cluster.device.name,
+        "bound": max(groups, key=lambda name: groups[name]),
+        "pipeline": "yes" if strategy.pp > 1 else "no",
+        "precision": run.precision,
+    }
+
+
+def peak_rank(memory: Memory) -> int:
+    """The pipeline rank whose peak is the highest."""
+    totals = [rank["total"] for rank in memory.per_stage]
+    return totals.index(max(totals))

@@ -1,0 +1,164 @@
+"""The answer: one frozen `Estimate`, with breakdowns that sum to their totals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from simulator.schedule.timeline import Timeline
+
+COMMUNICATION = ("tp", "cp", "ep", "etp", "dp", "pp")
+COMPUTE = ("gemm", "grouped_gemm", "attention", "pointwise", "lookup", "recompute", "optimizer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeParts:
+    """Seconds of the rank that finishes last, by part; they sum to the step time.
+
+    Compute: gemm, grouped_gemm, attention, pointwise, lookup, recompute, optimizer. Exposed communication by axis.
+    `host` is waiting for kernel launches, `bubble` idling in the pipeline (waiting for sends included).
+    """
+
+    parts: Mapping[str, float]
+    hidden: Mapping[str, float]
+    """Communication that ran beside compute, by axis; not in the step time."""
+
+    @property
+    def total_s(self) -> float:
+        return sum(self.parts.values())
+
+    @property
+    def exposed_comm_s(self) -> float:
+        """Seconds the last rank waits for communication."""
+        return sum(self.parts.get(axis, 0.0) for axis in COMMUNICATION)
+
+    @property
+    def compute_s(self) -> float:
+        return sum(self.parts.get(name, 0.0) for name in COMPUTE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Peak bytes per device: by pipeline rank, and the parts of the fullest rank (they sum to its peak)."""
+
+    per_stage: tuple[Mapping[str, float], ...]
+    """For each pipeline rank its parts, with "total"."""
+    parts: Mapping[str, float]
+    limit_bytes: float
+
+    @property
+    def peak_bytes(self) -> float:
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Where one input of the estimate came from. kind: datasheet, measured, fitted, assumed, framework, given."""
+
+    what: str
+    kind: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """One number with the formula behind it: what `--why` prints."""
+
+    name: str
+    value: float
+    unit: str
+    formula: str
+    values: Mapping[str, float | int | str]
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What one training step costs under one strategy."""
+
+    model: str
+    cluster: str
+    framework: str
+    run: Mapping[str, Any]
+    strategy: Mapping[str, Any]
+    devices: int
+    step_time_s: float
+    step_time_low_s: float
+    step_time_high_s: float
+    bracket_s: tuple[float, float]
+    """Step time with all communication hidden, and with none hidden."""
+    tokens_per_s: float
+    model_flops_per_step: float
+    flops_convention: str
+    mfu: float
+    hfu: float
+    time: TimeParts
+    memory: Memory
+    traffic_bytes: Mapping[str, float]
+    """Bytes one device of the busiest rank sends per step, by axis."""
+    provenance: tuple[Provenance, ...]
+    notes: tuple[str, ...] = ()
+    regime: Mapping[str, str] = field(default_factory=dict)
+    terms: tuple[Term, ...] = field(default=(), repr=False)
+    _timeline: Timeline | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def tokens_per_s_per_device(self) -> float:
+        return self.tokens_per_s / self.devices
+
+    @property
+    def model_flops_per_s_per_device(self) -> float:
+        return self.model_flops_per_step / self.step_time_s / self.devices
+
+    @property
+    def peak_memory_bytes(self) -> float:
+        return self.memory.peak_bytes
+
+    @property
+    def device_memory_bytes(self) -> float:
+        return self.memory.limit_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Fails closed: true only if the whole peak is known to be below the device's memory."""
+        return self.memory.peak_bytes <= self.memory.limit_bytes
+
+    def timeline(self) -> Timeline:
+        """The step as tasks with start and end times, rank by rank."""
+        if self._timeline is None:
+            raise ValueError("this estimate was read back from JSON and carries no timeline")
+        return self._timeline
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document of `shardwise estimate --json`."""
+        return {
+            "model": self.model,
+            "cluster": self.cluster,
+            "framework": self.framework,
+            "run": dict(self.run),
+            "strategy": dict(self.strategy),
+            "devices": self.devices,
+            "step_time_s": self.step_time_s,
+            "step_time_low_s": self.step_time_low_s,
+            "step_time_high_s": self.step_time_high_s,
+            "bracket_s": list(self.bracket_s),
+            "tokens_per_s": self.tokens_per_s,
+            "tokens_per_s_per_device": self.tokens_per_s_per_device,
+            "model_flops_per_step": self.model_flops_per_step,
+            "model_flops_per_s_per_device": self.model_flops_per_s_per_device,
+            "flops_convention": self.flops_convention,
+            "mfu": self.mfu,
+            "hfu": self.hfu,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "device_memory_bytes": self.device_memory_bytes,
+            "fits": self.fits,
+            "time": dict(self.time.parts),
+            "hidden_communication_s": dict(self.time.hidden),
+            "memory": {"per_stage": [dict(rank) for rank in self.memory.per_stage], "parts": dict(self.memory.parts)},
+            "traffic_bytes": dict(self.traffic_bytes),
+            "regime": dict(self.regime),
+            "provenance": [asdict(entry) for entry in self.provenance],
+            "notes": list(self.notes),
+        }
