@@ -66,6 +66,7 @@ class ExpertsSpec:
 
     count: int
     top_k: int
+    """Experts per token; of a hierarchical mixture, groups per token and experts per group (so top_k^2 experts)."""
     hidden: int
     gated: bool = False
     bias: bool = False
@@ -170,6 +171,8 @@ class Published:
     tolerance: float = 0.005
     """Relative rounding of the printed number (half a unit of its last digit)."""
     active_parameters: int = 0
+    active_tolerance: float = 0.005
+    """As `tolerance`, of the activated count."""
     active_excludes: tuple[str, ...] = ()
     """What the published active count leaves out: "embedding", "head"."""
     excludes: tuple[str, ...] = ()
