@@ -1,0 +1,39 @@
+"""shardwise estimate: what one training step costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from simulator.cli.options import case_of, case_options, json_option, print_json
+
+
+@click.command("estimate")
+@case_options
+@click.option("--why", metavar="TERM", help="Expand one number into its formula, values and source.")
+@json_option
+def command(as_json: bool, why: str | None, **options: Any) -> None:
+    """Estimate one training step of MODEL on CLUSTER under one strategy.
+
+    \b
+    Example:
+      shardwise estimate gpt3-175b dgx-a100 --nodes 128 --tp 8 --pp 8 --micro-batch 1 --global-batch 1536
+    """
+    from simulator.estimate import estimate
+    from simulator.explain import explain_term
+    from simulator.report.text import estimate_text, term_text
+
+    case = case_of(options)
+    answer = estimate(case.model, case.cluster, case.run, case.strategy, framework=case.framework)
+    if why:
+        term = explain_term(answer, why)
+        if as_json:
+            print_json(term)
+        else:
+            click.echo(term_text(term))
+        return
+    if as_json:
+        print_json({**answer.to_dict(), "notes": [*case.said, *answer.notes]})
+        return
+    click.echo(estimate_text(answer, said=case.said))

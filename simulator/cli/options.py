@@ -1,0 +1,133 @@
+"""Options that several commands share, and what they are turned into."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from simulator import catalog
+from simulator.spec.hardware import Cluster
+from simulator.spec.model import ModelSpec
+from simulator.spec.run import OPTIMIZERS, PRECISIONS, Framework, Run
+from simulator.spec.strategy import CONTEXT_KINDS, RECOMPUTE, SCHEDULES, Strategy
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+DEGREES = ("tp", "pp", "dp", "cp", "ep", "etp", "vp", "zero", "micro_batch")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What one invocation asks about. `said` are choices made for the caller, in words."""
+
+    model: ModelSpec
+    cluster: Cluster
+    run: Run
+    strategy: Strategy
+    framework: Framework
+    said: tuple[str, ...]
+
+
+def json_option(function: Command) -> Command:
+    return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else.")(
+        function
+    )
+
+
+def case_options(function: Command) -> Command:
+    """MODEL, CLUSTER and everything that describes a run and a strategy."""
+    for option in reversed(_CASE):
+        function = option(function)
+    return function
+
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_CASE = (
+    click.argument("model"),
+    click.argument("cluster"),
+    click.option("--nodes", type=int, help="Nodes of the cluster (its own number otherwise)."),
+    click.option("--tp", type=int, help="Tensor-parallel degree."),
+    click.option("--pp", type=int, help="Pipeline-parallel degree."),
+    click.option("--dp", type=int, help="Data-parallel degree (default: what the devices leave)."),
+    click.option("--cp", type=int, help="Context-parallel degree."),
+    click.option("--ep", type=int, help="Expert-parallel degree, borrowed from dp, cp and tp."),
+    click.option("--etp", type=int, help="Tensor-parallel degree inside experts."),
+    click.option("--vp", type=int, help="Virtual stages per pipeline rank."),
+    click.option("--schedule", metavar="NAME", help=f"Pipeline schedule: {', '.join(SCHEDULES)}."),
+    click.option("--zero", type=int, help="ZeRO stage 0 to 3 (3 is FSDP)."),
+    click.option("--shard-group", type=int, help="HSDP: ranks per shard group."),
+    click.option("--micro-batch", type=int, help="Sequences per micro-batch."),
+    click.option("--global-batch", type=int, help="Sequences per step."),
+    click.option("--seq-len", type=int, help="Tokens per sequence (default: the model's)."),
+    click.option("--target-seq-len", type=int, help="Decoder tokens of an encoder-decoder."),
+    click.option("--recompute", metavar="KIND", help=f"{', '.join(RECOMPUTE)}; modules by name with commas."),
+    click.option("--recompute-layers", type=int, help="Full recomputation of this many layers per rank."),
+    click.option("--precision", metavar="NAME", help=f"{', '.join(PRECISIONS)}."),
+    click.option("--optimizer", metavar="NAME", help=f"{', '.join(OPTIMIZERS)}."),
+    click.option("--framework", metavar="NAME", help="Framework profile (see `shardwise catalog list frameworks`)."),
+    click.option("--attention", metavar="KIND", help="fused or unfused (default: the framework's)."),
+    click.option("--sequence-parallel/--no-sequence-parallel", default=None, help="Split norms over tp (default: on)."),
+    click.option("--context-kind", metavar="KIND", help=f"{', '.join(CONTEXT_KINDS)}."),
+    click.option("--order", metavar="AXES", help="Placement, innermost first (default tp-cp-ep-dp-pp)."),
+    click.option("--layers-per-stage", metavar="N,N,...", help="Layers of each stage in model order."),
+    click.option("--strategy", "strategy_file", type=_FILE, help="Strategy TOML; options override it."),
+    click.option("--run", "run_file", type=_FILE, help="Run TOML; options override it."),
+)
+
+
+def case_of(options: Mapping[str, Any]) -> Case:
+    """Read the catalogue and the files, apply the options on top, fill what is left open, saying so."""
+    from simulator.spec.strategy_file import read_settings
+
+    model = catalog.load_model(options["model"])
+    cluster = catalog.load_cluster(options["cluster"], nodes=options.get("nodes"))
+    chosen = _chosen(options)
+    run_fields = _fields_of(Run, read_settings(options.get("run_file"), Run), chosen)
+    said: list[str] = []
+    if "global_batch" not in run_fields:
+        raise click.UsageError("Missing option '--global-batch' (sequences per step).")
+    run = Run(**run_fields)
+    framework = catalog.load_framework(run.framework)
+    strategy_fields = _fields_of(Strategy, read_settings(options.get("strategy_file"), Strategy), chosen)
+    if "dp" not in strategy_fields:
+        taken = strategy_fields.get("tp", 1) * strategy_fields.get("pp", 1) * strategy_fields.get("cp", 1)
+        strategy_fields["dp"] = max(cluster.devices // max(taken, 1), 1)
+        said.append(f"dp = {strategy_fields['dp']}: what tp, cp and pp leave of {cluster.devices} devices.")
+    return Case(model, cluster, run, Strategy(**strategy_fields), framework, tuple(said))
+
+
+def _chosen(options: Mapping[str, Any]) -> dict[str, Any]:
+    chosen = {name: value for name, value in options.items() if value is not None}
+    recompute = chosen.get("recompute")
+    if recompute is not None and recompute not in RECOMPUTE:
+        chosen["recompute"] = "modules"
+        chosen["recompute_modules"] = tuple(part.strip() for part in recompute.split(","))
+    if "order" in chosen:
+        chosen["order"] = tuple(chosen["order"].split("-"))
+    if "layers_per_stage" in chosen:
+        chosen["layers_per_stage"] = _integers(chosen["layers_per_stage"])
+    return chosen
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a list of whole numbers, as in 12,12,13.",
+                                 param_hint="--layers-per-stage") from None  # fmt: skip
+
+
+def _fields_of(kind: type, from_file: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    names = {entry.name for entry in fields(kind)}
+    return {**from_file, **{name: value for name, value in chosen.items() if name in names}}
+
+
+def print_json(document: Any) -> None:
+    """The one JSON document of a command; never NaN or infinity."""
+    json.dump(document, sys.stdout, indent=2, allow_nan=False)
+    sys.stdout.write("\n")

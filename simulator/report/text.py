@@ -1,0 +1,126 @@
+"""Estimates and counts as text: tables on a terminal, plain text when piped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+from simulator.result import Estimate
+from simulator.units import format_bytes, format_count, format_flop_rate, format_percent, format_time
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+WIDTH = 100
+
+
+def rendered(items: Sequence[Any]) -> str:
+    """Rich items (tables, strings) as plain text; colours are the terminal's business, not ours."""
+    from rich.console import Console
+
+    buffer = StringIO()
+    console = Console(file=buffer, width=WIDTH, color_system=None, highlight=False)
+    for item in items:
+        console.print(item, markup=False) if isinstance(item, str) else console.print(item)
+    return buffer.getvalue().rstrip("\n")
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table whose first column is text and whose others are numbers."""
+    from rich import box
+    from rich.table import Table
+
+    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, name in enumerate(columns):
+        result.add_column(name, justify="left" if index == 0 else "right")
+    for row in rows:
+        result.add_row(*row)
+    return result
+
+
+def _share(value: float, total: float) -> str:
+    return format_percent(value / total) if total else "-"
+
+
+def estimate_text(answer: Estimate, said: Sequence[str] = ()) -> str:
+    """An estimate as a person reads it: verdict, where the time goes, memory, traffic, what was assumed."""
+    step, memory = answer.step_time_s, answer.memory
+    verdict = "fits" if answer.fits else "DOES NOT FIT"
+    strategy = answer.strategy
+    degrees = "  ".join(f"{name} {strategy[name]}" for name in ("tp", "pp", "dp", "cp", "ep", "vp", "zero"))
+    head = [
+        f"{answer.model} on {answer.devices} devices of {answer.cluster} ({answer.framework})",
+        f"{degrees}  micro-batch {strategy['micro_batch']}  {strategy['schedule']}  recompute {strategy['recompute']}",
+        "",
+        f"step time   {format_time(step)}   likely {format_time(answer.step_time_low_s)} to "
+        f"{format_time(answer.step_time_high_s)}; all communication hidden {format_time(answer.bracket_s[0])}, "
+        f"none hidden {format_time(answer.bracket_s[1])}",
+        f"throughput  {format_count(answer.tokens_per_s)} tokens/s, {format_count(answer.tokens_per_s_per_device)} per "
+        f"device, {format_flop_rate(answer.model_flops_per_s_per_device)} per device",
+        f"MFU         {format_percent(answer.mfu)} ({answer.flops_convention} FLOPs), HFU {format_percent(answer.hfu)}",
+        f"memory      {format_bytes(memory.peak_bytes)} of {format_bytes(memory.limit_bytes)}: {verdict}",
+        "",
+    ]
+    times = sorted(answer.time.parts.items(), key=lambda item: -item[1])
+    time_rows = [(name, format_time(s), _share(s, step), _hidden(answer, name)) for name, s in times]
+    memory_rows = [
+        (name, format_bytes(v), _share(v, memory.peak_bytes))
+        for name, v in sorted(memory.parts.items(), key=lambda item: -item[1])
+        if v
+    ]
+    traffic_rows = [(axis, format_bytes(v)) for axis, v in sorted(answer.traffic_bytes.items(), key=lambda i: -i[1])]
+    items: list[Any] = [
+        "\n".join(head),
+        table("Where the time goes", ("part", "time", "share", "hidden beside"), time_rows),
+        table("Memory of the fullest rank", ("part", "bytes", "share"), memory_rows),
+        _ranks(answer),
+    ]
+    if traffic_rows:
+        items.append(table("Sent per device and step", ("axis", "bytes"), traffic_rows))
+    items += [f"- {note}" for note in (*said, *answer.notes)]
+    return rendered(items)
+
+
+def _hidden(answer: Estimate, name: str) -> str:
+    hidden = answer.time.hidden.get(name, 0.0)
+    return format_time(hidden) if hidden else ""
+
+
+def _ranks(answer: Estimate) -> Any:
+    """Memory by pipeline rank, folding the equal ones in the middle."""
+    ranks = answer.memory.per_stage
+    if len(ranks) == 1:
+        return ""
+    shown = list(enumerate(ranks)) if len(ranks) <= 8 else [*enumerate(ranks[:3]), *list(enumerate(ranks))[-2:]]
+    names = ("weights", "gradients", "optimizer", "activations", "total")
+    rows = [(str(index), *(format_bytes(rank.get(name, 0.0)) for name in names)) for index, rank in shown]
+    return table(f"Memory by pipeline rank ({len(ranks)} ranks)", ("rank", *names), rows)
+
+
+def term_text(term: Mapping[str, Any]) -> str:
+    """One number with its formula, values and source."""
+    values = "\n".join(f"    {name} = {value}" for name, value in term["values"].items())
+    return (
+        f"{term['term']} = {term['value']:.6g} {term['unit']}\n  formula: {term['formula']}\n  with\n{values}\n"
+        f"  source: {term['source']}"
+    )
+
+
+def count_text(answer: Mapping[str, Any]) -> str:
+    """Parameters by part and FLOPs by convention."""
+    total = answer["parameters"]["total"]
+    parts = answer["parameters"]["by_part"]
+    rows = [(name, f"{n:,}", _share(n, total)) for name, n in sorted(parts.items(), key=lambda item: -item[1])]
+    rows += [("total", f"{total:,}", ""), ("active per token", f"{answer['parameters']['active']:,}", "")]
+    flops = answer["flops"]
+    lines = [("forward", flops["forward"], flops["forward_per_token"]),
+             ("backward", flops["backward"], flops["backward_per_token"])]  # fmt: skip
+    flop_rows = [(name, f"{whole:.6g}", f"{each:.6g}") for name, whole, each in lines]
+    convention_rows = [(name, f"{value:.6g}", "") for name, value in flops["by_convention"].items()]
+    title = f"{answer['title'] or answer['model']}: parameters"
+    return rendered([
+        table(title, ("part", "parameters", "share"), rows),
+        table(f"FLOPs of {answer['batch']} x {answer['seq_len']} tokens", ("pass", "FLOPs", "per token"), flop_rows),
+        table("Model FLOPs, forward and backward", ("convention", "FLOPs", ""), convention_rows),
+    ])  # fmt: skip
