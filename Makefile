@@ -1,0 +1,66 @@
+# Everything starts from a fresh clone with python3 (3.11 or later) and make.
+
+PYTHON ?= python3
+# A plain index may give the CUDA build of torch; tests need only the CPU build. To name one:
+#   make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+STAMP := $(VENV)/stamp
+
+.PHONY: help run test lint bench validate validate-measured clean
+
+help:
+	@echo "make run                estimate GPT-3 175B on 128 DGX A100 nodes (creates .venv on first use)"
+	@echo "make test               every test; installs what tests need, with the CPU build of torch"
+	@echo "make lint               ruff and mypy --strict"
+	@echo "make bench              benchmarks, as ratios on this machine"
+	@echo "make validate           predictions beside published runs and kernel measurements"
+	@echo "make validate-measured  real torch training on this machine beside its prediction"
+	@echo "make clean              remove everything that the targets above made"
+
+$(STAMP)-venv:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(STAMP)-run: $(STAMP)-venv pyproject.toml
+	$(PIP) install --editable .
+	@touch $@
+
+$(STAMP)-torch: $(STAMP)-venv
+	$(PIP) install $(TORCH)
+	@touch $@
+
+$(STAMP)-test: $(STAMP)-torch $(STAMP)-run
+	$(PIP) install --editable '.[test]'
+	@touch $@
+
+$(STAMP)-lint: $(STAMP)-run
+	$(PIP) install --editable '.[lint]'
+	@touch $@
+
+run: $(STAMP)-run
+	$(BIN)/shardwise estimate gpt3-175b dgx-a100 --nodes 128 --tp 8 --pp 8 --dp 16 --vp 6 --schedule interleaved \
+		--micro-batch 1 --global-batch 1536 --recompute selective
+
+test: $(STAMP)-test
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)-lint
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(STAMP)-run
+	$(BIN)/python benchmarks/run.py
+
+validate: $(STAMP)-run
+	$(BIN)/shardwise validate validation/runs/*.csv --out validation
+
+validate-measured: $(STAMP)-test
+	$(BIN)/shardwise measure --out validation/measured
+
+clean:
+	rm -rf $(VENV) build dist mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
