@@ -27,7 +27,7 @@ def embedding(model: ModelSpec, *, shard: Shard, kernels: Kernels) -> list[Opera
     tables = [Weight(name="embedding.tokens", elements=vocab * spec.width / shard.tp)]
     extra = spec.learned_positions + spec.token_types
     if spec.learned_positions:
-        tables.append(Weight(name="embedding.positions", elements=spec.learned_positions * spec.width))
+        tables.append(Weight(name="embedding.positions", elements=spec.learned_positions * width))
     if spec.token_types:
         tables.append(Weight(name="embedding.token_types", elements=spec.token_types * spec.width))
     additions = int(spec.learned_positions > 0) + int(spec.token_types > 0)
