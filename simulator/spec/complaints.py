@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from simulator.errors import Problem, did_you_mean
-from simulator.spec.reading import Document
 from simulator.spec.toml_lines import KeyPath
+
+if TYPE_CHECKING:  # reading imports this module when a file has problems.
+    from simulator.spec.reading import Document
 
 _WANTED = {
     "string_type": "must be text",
