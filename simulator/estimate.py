@@ -6,14 +6,16 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
+import numpy as np
+
 from simulator import catalog
 from simulator.arch.flops import executed_flops, model_flops_per_sequence
 from simulator.cluster.device import peak_flops_per_s
 from simulator.cluster.network import collective_time_s
 from simulator.cluster.placement import Group, axis_groups
 from simulator.parallel.legal import check
-from simulator.parallel.lower import Program, Stage, lower, sequence_lengths
-from simulator.parallel.memory import RankMemory, rank_memory
+from simulator.parallel.lower import Program, lower, sequence_lengths
+from simulator.parallel.memory import rank_memory, segment_memories
 from simulator.parallel.recompute import policy_of, recomputed_operations
 from simulator.parallel.stage_cost import StageCost, stage_costs
 from simulator.parallel.step_end import StepEnd, step_end
@@ -40,7 +42,6 @@ class Lowered:
     timeline: Timeline
     ends: tuple[StepEnd, ...]
     groups: Mapping[str, Group]
-    send_s: float
 
 
 def estimate(
@@ -87,29 +88,49 @@ def run_step(model: ModelSpec, cluster: Cluster, run: Run, strategy: Strategy, s
     )  # fmt: skip
     transfers = transfers_of(program, strategy, software, cluster, groups)
     timeline = simulate(order, durations_of(costs, software), transfers)
-    ends = tuple(
-        step_end(
-            stages_of(program, order, rank), [costs[s] for s in rank_stages(order, rank)], run=run, strategy=strategy,
-            framework=software, cluster=cluster, groups=groups,
-        )
-        for rank in range(strategy.pp)
-    )  # fmt: skip
-    send_s = float(max(transfers.forward_s)) if strategy.stages > 1 else 0.0  # type: ignore[arg-type]
-    return Lowered(program=program, costs=costs, order=order, timeline=timeline, ends=ends, groups=groups, send_s=send_s)
+    ends = _ends(program, costs, order, run, strategy, software, cluster, groups)
+    return Lowered(program=program, costs=costs, order=order, timeline=timeline, ends=ends, groups=groups)
+
+
+def _ends(
+    program: Program, costs: Sequence[StageCost], order: Order, run: Run, strategy: Strategy, software: Framework,
+    cluster: Cluster, groups: Mapping[str, Group],
+) -> tuple[StepEnd, ...]:  # fmt: skip
+    """The end of the step on every rank; ranks that hold the same programs share one."""
+    known: dict[tuple[int, ...], StepEnd] = {}
+    result = []
+    for rank in range(strategy.pp):
+        held = rank_stages(order, rank)
+        key = tuple(id(costs[stage]) for stage in held)
+        if key not in known:
+            known[key] = step_end(
+                [program.stages[stage] for stage in held], [costs[stage] for stage in held], run=run,
+                strategy=strategy, framework=software, cluster=cluster, groups=groups,
+            )  # fmt: skip
+        result.append(known[key])
+    return tuple(result)
 
 
 def durations_of(costs: Sequence[StageCost], software: Framework) -> Durations:
     """Engine durations: recomputation opens the backward; launches cost host time unless replayed from a graph."""
     launch = 0.0 if software.cuda_graphs else software.launch_s
+    device = {
+        "forward": np.array([float(c.forward.total_s) for c in costs]),
+        "input_grad": np.array([float(c.input_grad.total_s + c.recompute.total_s) for c in costs]),
+        "weight_grad": np.array([float(c.weight_grad.total_s) for c in costs]),
+    }
+    host = {
+        "forward": np.array([launch * float(c.forward.kernels) for c in costs]),
+        "input_grad": np.array([launch * float(c.input_grad.kernels + c.recompute.kernels) for c in costs]),
+        "weight_grad": np.array([launch * float(c.weight_grad.kernels) for c in costs]),
+    }
+    # Where every task is longer than its launches the host always runs ahead, and need not be simulated.
+    ahead = all((host[phase] <= device[phase]).all() for phase in device)
     return Durations(
-        forward_s=[float(c.forward.total_s) for c in costs],
-        input_grad_s=[float(c.input_grad.total_s + c.recompute.total_s) for c in costs],
-        weight_grad_s=[float(c.weight_grad.total_s) for c in costs],
+        **{f"{phase}_s": seconds for phase, seconds in device.items()},
+        **({} if ahead else {f"{phase}_host_s": seconds for phase, seconds in host.items()}),
         forward_comm_s=[_communication_s(c.forward.parts) for c in costs],
         backward_comm_s=[_communication_s(c.input_grad.parts) for c in costs],
-        forward_host_s=[launch * float(c.forward.kernels) for c in costs],
-        input_grad_host_s=[launch * float(c.input_grad.kernels + c.recompute.kernels) for c in costs],
-        weight_grad_host_s=[launch * float(c.weight_grad.kernels) for c in costs],
     )
 
 
@@ -120,11 +141,6 @@ def _communication_s(parts: Mapping[str, object]) -> float:
 def rank_stages(order: Order, rank: int) -> list[int]:
     """Model stages that a rank holds (twice-held models list both copies)."""
     return [int(stage) for stage, holder in zip(order.model_stage, order.slot_rank, strict=True) if holder == rank]
-
-
-def stages_of(program: Program, order: Order, rank: int) -> list[Stage]:
-    """Programs of the stages that a rank holds."""
-    return [program.stages[stage] for stage in rank_stages(order, rank)]
 
 
 def transfers_of(
@@ -151,28 +167,30 @@ def transfers_of(
 
 def memory_of(
     lowered: Lowered, cluster: Cluster, run: Run, strategy: Strategy, software: Framework
-) -> tuple[Memory, tuple[RankMemory, ...]]:
+) -> Memory:
     """Peak memory of every pipeline rank; the fullest one gives the parts."""
+    known: dict[tuple[object, ...], dict[str, float]] = {}
+    memories = segment_memories(lowered.program, strategy)
     ranks = []
     for rank in range(strategy.pp):
-        stages = stages_of(lowered.program, lowered.order, rank)
-        held = float(lowered.timeline.in_flight[rank]) / len(stages)
-        ranks.append(
-            rank_memory(rank, stages, [held] * len(stages), program=lowered.program, run=run, strategy=strategy,
-                        framework=software)
-        )  # fmt: skip
-    fullest = max(ranks, key=lambda rank: float(rank.total_bytes))
-    per_stage = tuple(
-        {**{name: float(value) for name, value in rank.parts.items()}, "total": float(rank.total_bytes)}
-        for rank in ranks
-    )
-    parts = {name: float(value) for name, value in fullest.parts.items()}
-    return Memory(per_stage=per_stage, parts=parts, limit_bytes=cluster.device.memory_bytes), tuple(ranks)
+        held = rank_stages(lowered.order, rank)
+        in_flight = float(lowered.timeline.in_flight[rank]) / len(held)
+        key = (in_flight, *(id(lowered.costs[stage]) for stage in held), rank == strategy.pp - 1)
+        if key not in known:
+            stages = [lowered.program.stages[stage] for stage in held]
+            parts = rank_memory(stages, [in_flight] * len(stages), memories, program=lowered.program, run=run,
+                                strategy=strategy, framework=software)  # fmt: skip
+            known[key] = {name: float(value) for name, value in parts.items()}
+        ranks.append(known[key])
+    fullest = max(ranks, key=lambda parts: sum(parts.values()))
+    per_stage = tuple({**parts, "total": sum(parts.values())} for parts in ranks)
+    return Memory(per_stage=per_stage, parts=fullest, limit_bytes=cluster.device.memory_bytes)
 
 
 def time_of(lowered: Lowered, strategy: Strategy) -> TimeParts:
     """The step of the rank that finishes last, by part. What its work does not explain is waiting: host or bubble."""
-    finish = [end + float(tail.total_s) for end, tail in zip(lowered.timeline.rank_end_s, lowered.ends, strict=True)]
+    ends_s = lowered.timeline.rank_end_s.tolist()
+    finish = [end + float(tail.total_s) for end, tail in zip(ends_s, lowered.ends, strict=True)]
     rank = finish.index(max(finish))
     parts: dict[str, float] = defaultdict(float)
     hidden: dict[str, float] = defaultdict(float)
@@ -197,18 +215,23 @@ def time_of(lowered: Lowered, strategy: Strategy) -> TimeParts:
 
 
 def _merged(parts: Mapping[str, float]) -> dict[str, float]:
-    return {name: seconds for name, seconds in sorted(parts.items()) if seconds}
+    return {name: float(seconds) for name, seconds in sorted(parts.items()) if seconds}
 
 
 def executed_flops_per_step(lowered: Lowered, strategy: Strategy) -> float:
     """Matrix FLOPs that all devices execute in one step, recomputation and padding included."""
     policy = policy_of(strategy)
-    total = 0.0
+    counts: dict[str, int] = defaultdict(int)
+    segments = {}
     for stage in lowered.program.stages:
         for segment, count in stage.parts:
-            again = executed_flops(recomputed_operations(segment, policy), "forward")
-            phases = sum(executed_flops(segment.operations, p) for p in ("forward", "input_grad", "weight_grad"))
-            total += count * float(again + phases)
+            counts[segment.name] += count
+            segments[segment.name] = segment
+    total = 0.0
+    for name, segment in segments.items():
+        again = executed_flops(recomputed_operations(segment, policy), "forward")
+        phases = sum(executed_flops(segment.operations, p) for p in ("forward", "input_grad", "weight_grad"))
+        total += counts[name] * float(again + phases)
     return total * lowered.program.micro_batches * strategy.tp * strategy.cp * strategy.dp
 
 
@@ -217,12 +240,12 @@ def summarise(
 ) -> Estimate:
     """Read the answer off a lowered step."""
     time = time_of(lowered, strategy)
-    memory, _ = memory_of(lowered, cluster, run, strategy, software)
+    memory = memory_of(lowered, cluster, run, strategy, software)
     step_s = time.total_s
     lengths = sequence_lengths(model, run)
     flops = run.global_batch * model_flops_per_sequence(model, *lengths, run.flops_convention)
     peak = strategy.devices * peak_flops_per_s(cluster.device, run.precision)
-    stages = stages_of(lowered.program, lowered.order, 0)
+    stages = [lowered.program.stages[stage] for stage in rank_stages(lowered.order, 0)]
     traffic = traffic_bytes(
         lowered.program, stages, run=run, strategy=strategy, framework=software, groups=lowered.groups
     )

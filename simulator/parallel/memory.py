@@ -13,73 +13,81 @@ import numpy as np
 
 from simulator.arch.operations import Number, largest
 from simulator.parallel.lower import Program, Stage
-from simulator.parallel.recompute import Policy, policy_of, saved_bytes, working_bytes
+from simulator.parallel.recompute import Policy, policy_of, saved_bytes
 from simulator.parallel.states import held_parameters, state_bytes
 from simulator.spec.run import Framework, Run
 from simulator.spec.strategy import Strategy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RankMemory:
-    """Bytes of one pipeline rank at its peak; `parts` sums to `total_bytes`."""
+class SegmentMemory:
+    """Activation bytes of one micro-batch in one segment."""
 
-    rank: int
-    parts: Mapping[str, Number]
+    saved_bytes: Number
+    """Kept until backward under the strategy's recomputation."""
+    plain_bytes: Number
+    """Kept without recomputation."""
+    largest_bytes: Number
+    """The largest saved tensor: its gradient is as large."""
 
-    @property
-    def total_bytes(self) -> Number:
-        return sum(self.parts.values())
+
+def segment_memories(program: Program, strategy: Strategy) -> dict[str, SegmentMemory]:
+    """Activation bytes of every distinct segment, by name."""
+    policy = policy_of(strategy)
+    distinct = {segment.name: segment for stage in program.stages for segment, _ in stage.parts}
+    return {
+        name: SegmentMemory(
+            saved_bytes=saved_bytes(segment, policy),
+            plain_bytes=saved_bytes(segment, Policy()),
+            largest_bytes=largest(saved.bytes for operation in segment.operations for saved in operation.saves),
+        )
+        for name, segment in distinct.items()
+    }
 
 
-def stage_activation_bytes(stage: Stage, strategy: Strategy) -> Number:
+def stage_activation_bytes(stage: Stage, strategy: Strategy, memories: Mapping[str, SegmentMemory]) -> Number:
     """Activation bytes that one micro-batch leaves in one stage until its backward [B].
 
     With partial full recomputation the first `recompute_layers` layers keep only their input.
     """
-    policy = policy_of(strategy)
-    if not (policy.full and strategy.recompute_layers):
-        return sum(count * saved_bytes(segment, policy) for segment, count in stage.parts)
-    left = strategy.recompute_layers
+    left = strategy.recompute_layers or stage.layers
     total: Number = 0.0
     for segment, count in stage.parts:
-        recomputed = min(count, left) if segment.recomputable else 0
-        left -= recomputed
-        total += recomputed * saved_bytes(segment, policy) + (count - recomputed) * saved_bytes(segment, Policy())
+        recomputed = min(count, left) if segment.recomputable else count
+        left -= recomputed if segment.recomputable else 0
+        memory = memories[segment.name]
+        total = total + recomputed * memory.saved_bytes + (count - recomputed) * memory.plain_bytes
     return total
 
 
 def rank_memory(
-    rank: int, stages: Sequence[Stage], in_flight: Sequence[float], *, program: Program, run: Run, strategy: Strategy,
-    framework: Framework,
-) -> RankMemory:  # fmt: skip
-    """Memory of one pipeline rank.
+    stages: Sequence[Stage], in_flight: Sequence[float], memories: Mapping[str, SegmentMemory], *, program: Program,
+    run: Run, strategy: Strategy, framework: Framework,
+) -> dict[str, Number]:  # fmt: skip
+    """Peak bytes of one pipeline rank by part; they sum to its peak.
 
     `in_flight[i]` is how many micro-batches `stages[i]` holds at the peak (the schedule's figure).
     """
     held = held_parameters(tuple(stages))
     parts: dict[str, Number] = dict(state_bytes(held, run, strategy, framework))
     parts["activations"] = sum(
-        count * stage_activation_bytes(stage, strategy) for stage, count in zip(stages, in_flight, strict=True)
+        count * stage_activation_bytes(stage, strategy, memories)
+        for stage, count in zip(stages, in_flight, strict=True)
     )
-    parts["working_set"] = _working_set_bytes(stages, strategy)
+    parts["working_set"] = _working_set_bytes(stages, memories)
     boundary_bytes = largest([program.stages[0].boundary_bytes, stages[0].boundary_bytes])
     parts["communication_buffers"] = _buffer_bytes(boundary_bytes, held.total, strategy, framework)
     allocated = sum(parts.values())
     fraction = framework.fragmentation_fraction
     parts["fragmentation"] = allocated * fraction / (1.0 - fraction)
     parts["context"] = framework.context_bytes
-    return RankMemory(rank=rank, parts=parts)
+    return parts
 
 
-def _working_set_bytes(stages: Sequence[Stage], strategy: Strategy) -> Number:
+def _working_set_bytes(stages: Sequence[Stage], memories: Mapping[str, SegmentMemory]) -> Number:
     """The largest segment while it is recomputed, and the largest gradient of a saved tensor while it is made."""
-    policy = policy_of(strategy)
-    segments = [segment for stage in stages for segment, _ in stage.parts]
-    recomputed = largest(working_bytes(segment, policy) for segment in segments)
-    gradient = largest(
-        saved.bytes for segment in segments for operation in segment.operations for saved in operation.saves
-    )
-    return recomputed + gradient
+    held = [memories[segment.name] for stage in stages for segment, _ in stage.parts]
+    return largest(m.plain_bytes - m.saved_bytes for m in held) + largest(m.largest_bytes for m in held)
 
 
 def _buffer_bytes(boundary_bytes: Number, parameters: Number, strategy: Strategy, framework: Framework) -> Number:

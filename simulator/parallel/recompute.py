@@ -57,7 +57,3 @@ def recomputed_operations(segment: Segment, policy: Policy) -> tuple[Operation, 
         return segment.operations if segment.recomputable else ()
     return tuple(operation for operation in segment.operations if policy.modules.intersection(operation.modules))
 
-
-def working_bytes(segment: Segment, policy: Policy) -> Number:
-    """Extra bytes alive while one segment is being recomputed and differentiated: what recomputation brings back [B]."""
-    return saved_bytes(segment, Policy()) - saved_bytes(segment, policy)
