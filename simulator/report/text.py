@@ -124,3 +124,19 @@ def count_text(answer: Mapping[str, Any]) -> str:
         table(f"FLOPs of {answer['batch']} x {answer['seq_len']} tokens", ("pass", "FLOPs", "per token"), flop_rows),
         table("Model FLOPs, forward and backward", ("convention", "FLOPs", ""), convention_rows),
     ])  # fmt: skip
+
+
+def check_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Counted against published parameters, one model a line, with the explanations of what differs."""
+    lines = [
+        (
+            row["model"],
+            f"{row['counted']:,}",
+            f"{row['published']:,}" if row["published"] else "-",
+            "exact" if row["exact"] and row["ok"] else f"{row['difference']:+.2%}" if row["published"] else "-",
+            "" if row["ok"] else "UNEXPLAINED",
+        )
+        for row in rows
+    ]
+    notes = [f"- {row['model']}: {row['explanation']}" for row in rows if row["explanation"]]
+    return rendered([table("Parameters", ("model", "counted", "published", "difference", ""), lines), *notes])
