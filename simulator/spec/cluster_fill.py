@@ -1,0 +1,148 @@
+"""A cluster of a given number of nodes from what a cluster file says: which tiers exist, and how full they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import product as products
+
+from simulator.errors import InputError, Problem
+from simulator.numbers import divisors
+from simulator.spec.hardware import Cluster, Device, Tier
+from simulator.spec.hardware_file import ClusterFile, TierFile
+
+MAX_DEVICES = 10_000_000
+NETWORK_KINDS = ("infiniband", "roce", "ethernet", "efa", "slingshot", "omni-path", "dcn")
+
+
+def filled(
+    file: ClusterFile,
+    name: str,
+    devices_by_name: Mapping[str, Device],
+    *,
+    nodes: int | None = None,
+    devices_per_node: int | None = None,
+    nic_bytes_per_s: float | None = None,
+) -> Cluster:
+    """The cluster of `nodes` nodes (default: the file's) with the tiers that so many devices need.
+
+    A scale-up tier or torus that does not divide the devices is filled evenly (128 devices over NVL72 racks take 64
+    of each); a network tier keeps its size and its last group is part-filled. Raises InputError when the nodes are
+    out of range or the tiers do not hold them.
+    """
+    per_node = devices_per_node or file.devices_per_node
+    node_devices = tuple(devices_by_name[group.device] for group in file.node_groups for _ in range(group.nodes))
+    count = nodes if nodes is not None else file.nodes or len(node_devices)
+    _check(name, count, per_node, len(node_devices), nodes)
+    device = node_devices[0] if node_devices else devices_by_name[file.device or ""]
+    price = file.price_per_device if file.price_per_device is not None else device.price_usd_per_hour
+    return Cluster(
+        name=name,
+        title=file.title,
+        device=device,
+        devices_per_node=per_node,
+        nodes=count,
+        tiers=_tiers(file, name, count * per_node, per_node, nic_bytes_per_s),
+        host=file.host,
+        price_usd_per_device_hour=price,
+        node_devices=node_devices,
+        sources={"status": file.status, "cluster": file.source},
+    )
+
+
+def _check(name: str, count: int, per_node: int, groups: int, asked: int | None) -> None:
+    if count < 1:
+        raise InputError([Problem(f"{name} cannot have {count} nodes; it needs at least 1.", "--nodes")])
+    if groups and asked is not None and asked != groups:
+        message = f"{name} lists the devices of its {groups} nodes one by one, so {asked} nodes are not described."
+        raise InputError([Problem(message, "--nodes", "Leave --nodes out, or change node_groups in its file.")])
+    if count * per_node > MAX_DEVICES:
+        message = f"nodes({count:,}) * devices_per_node({per_node}) = {count * per_node:,} devices > {MAX_DEVICES:,}."
+        raise InputError([Problem(message, "--nodes", f"At most {MAX_DEVICES // per_node:,} nodes are modelled.")])
+
+
+def _tiers(
+    file: ClusterFile, name: str, devices: int, per_node: int, nic_bytes_per_s: float | None
+) -> tuple[Tier, ...]:
+    tiers: list[Tier] = []
+    below = 1
+    for tier in file.tiers:
+        limit = tier.size or devices
+        if tier.size == file.devices_per_node:
+            limit = per_node
+        size = _size(tier, min(limit, devices), devices, below)
+        if size > below or not tiers:
+            tiers.append(_tier(tier, size, nic_bytes_per_s))
+            below = size
+        if below >= devices:
+            break
+    if below < devices:
+        message = f"{devices:,} devices, but the outermost tier ({file.tiers[-1].name}) joins {below:,}."
+        raise InputError([Problem(f"{name}: {message}", "--nodes", f"At most {below // per_node:,} nodes.")])
+    return tuple(tiers)
+
+
+def _size(tier: TierFile, limit: int, devices: int, below: int) -> int:
+    if tier.kind in NETWORK_KINDS or devices % limit == 0:
+        return limit
+    return max((d for d in divisors(devices) if d <= limit and d % below == 0), default=limit)
+
+
+def _tier(tier: TierFile, size: int, nic_bytes_per_s: float | None) -> Tier:
+    override = nic_bytes_per_s if nic_bytes_per_s and tier.kind in NETWORK_KINDS else None
+    shape = _shape(tier, size)
+    source = tier.source if override is None else f"given for this run; otherwise {tier.source}"
+    meshed = tier.topology == "hybrid-cube-mesh" and size <= 4
+    return Tier(
+        name=tier.name,
+        kind=tier.kind,
+        topology="full-mesh" if meshed else tier.topology,
+        size=size,
+        bandwidth_bytes_per_s=override or tier.bandwidth,
+        latency_s=tier.latency,
+        oversubscription=tier.oversubscription,
+        channels=tier.channels,
+        shape=shape,
+        wrap=_wrap(tier, shape),
+        reduce_in_switch=tier.reduce_in_switch,
+        rail_optimised=tier.rail_optimised,
+        sources={"tier": source},
+    )
+
+
+def _shape(tier: TierFile, size: int) -> tuple[int, ...]:
+    """The most cubic slice of `size` devices that fits the full shape, whole cubes first; () where there is none."""
+    if not tier.shape:
+        return ()
+    full = sorted(tier.shape)
+    if size == tier.size:
+        return tuple(full)
+    several = len(full) > 2 and tier.wrap_multiple > 1
+    best: tuple[tuple[bool, int], tuple[int, ...]] | None = None
+    for inner in products(*(divisors(size) for _ in full[1:])):
+        last, rest = size, 0
+        for length in inner:
+            last, rest = divmod(last, length)
+            if rest:
+                break
+        lengths = tuple(sorted((*inner, last)))
+        if rest or any(length > most for length, most in zip(lengths, full, strict=True)):
+            continue
+        whole = not several or all(length % tier.wrap_multiple == 0 for length in lengths)
+        key = (not whole, sum(lengths))
+        if best is None or key < best[0]:
+            best = (key, lengths)
+    if best is None:
+        full_text = "x".join(map(str, full))
+        raise InputError(
+            [Problem(f"no slice of {size} devices fits into the {full_text} torus {tier.name}.", "--nodes")]
+        )
+    return best[1]
+
+
+def _wrap(tier: TierFile, shape: tuple[int, ...]) -> tuple[bool, ...]:
+    if tier.topology != "torus":
+        return (False,) * len(shape)
+    if tier.wrap_multiple < 2:
+        return tuple(length > 2 for length in shape)
+    whole = tuple(length % tier.wrap_multiple == 0 for length in shape)
+    return whole if len(shape) < 3 else (all(whole),) * len(shape)

@@ -1,0 +1,126 @@
+"""Reads a framework profile (frameworks/*.toml) into a `Framework`. `frameworks/README.md` explains the keys."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import PurePath
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from simulator.errors import InputError, did_you_mean
+from simulator.spec.reading import Document, validated
+from simulator.spec.run import OPTIMIZERS, PRECISIONS, Framework, Run
+from simulator.spec.strategy import CONTEXT_KINDS, RECOMPUTE, SCHEDULES, Strategy
+
+Dtype = Literal["fp32", "fp16", "bf16"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "precision": PRECISIONS,
+    "optimizer": OPTIMIZERS,
+    "attention": ("fused", "unfused"),
+    "recompute": RECOMPUTE,
+    "schedule": SCHEDULES,
+    "context_kind": CONTEXT_KINDS,
+}
+_OF_TABLES = {"vocab": 0, "micro_batches": 0, "selective_layers_fraction": 0.0}
+"""Defaults of what only published tables leave open: the vocabulary, micro-batches per step, the share of layers
+under selective recomputation."""
+
+
+def _known_defaults() -> dict[str, type]:
+    """What a profile may say for a run that says nothing, with the type of each: fields of Run and Strategy."""
+    named = {field.name: field.default for kind in (Run, Strategy) for field in fields(kind)}
+    types = {name: type(value) for name, value in {**named, **_OF_TABLES}.items()}
+    optional = {"dropout": float, "capacity_factor": float, "global_batch": int}
+    flags = {name: bool for name in types if name.startswith("overlap_")}
+    return {**types, **optional, **flags}
+
+
+class FrameworkFile(BaseModel):
+    """A profile as its file says: the fields of `Framework`, each said and each cited."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    name: str
+    title: str
+    attention: Literal["fused", "unfused"]
+    fused_softmax: bool
+    fused_bias_activation: bool
+    fused_bias_dropout: bool
+    fused_norm: bool
+    fused_rope: bool
+    fused_cross_entropy: bool
+    fused_optimizer: bool
+    fused_gradient_accumulation: bool = True
+    dropout: Fraction | None = None
+    logits_dtype: Dtype
+    gradient_dtype: Dtype
+    gradient_reduce_dtype: Dtype
+    stored_parameter_dtype: Literal["", "fp32", "fp16", "bf16"] = ""
+    overlap_grad_reduce: bool
+    overlap_param_gather: bool
+    overlap_tp_grad: bool
+    overlap_tp: bool
+    overlap_moe: bool
+    overlap_p2p: bool
+    scatter_gather_p2p: bool = True
+    logits_fraction: Annotated[float, Field(gt=0, le=1)]
+    vocab_multiple: Annotated[int, Field(ge=1)]
+    bucket_bytes: Annotated[float, Field(ge=0)]
+    launch_s: Annotated[float, Field(ge=0)]
+    cuda_graphs: bool
+    compiled: bool
+    context_bytes: Annotated[float, Field(ge=0)]
+    fragmentation_fraction: Annotated[float, Field(ge=0, lt=1)]
+    systems: list[str] = []
+    since: Annotated[int, Field(ge=0)] = 0
+    defaults: dict[str, str | int | float | bool] = {}
+    sources: dict[str, str]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        problems = []
+        for pattern in self.systems:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                problems.append(f"systems: {pattern!r} is not a regular expression ({error})")
+        said = self.model_fields_set - {"name", "title", "systems", "since", "defaults", "sources"}
+        problems += [
+            f"sources.{key} is missing: each statement names where it is from"
+            for key in sorted(said - set(self.sources))
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def read_framework(document: Document) -> Framework:
+    """The profile that a document describes. Raises InputError with every problem and its line."""
+    file = validated(document, FrameworkFile)
+    problems = []
+    stem = PurePath(document.path).stem
+    if file.name != stem:
+        problems.append(document.problem("name", f'"{file.name}" is not the name of its file, {stem}.'))
+    known = _known_defaults()
+    for key, value in file.defaults.items():
+        at = ("defaults", key)
+        if key not in known:
+            problems.append(document.problem(at, "unknown key.", did_you_mean(key, known)))
+        elif not _is_of(value, known[key]):
+            problems.append(document.problem(at, f"must be of type {known[key].__name__}, got {value!r}."))
+        elif key in _CHOICES and value not in _CHOICES[key]:
+            problems.append(document.problem(at, f'"{value}" is not known.', did_you_mean(str(value), _CHOICES[key])))
+    if problems:
+        raise InputError(problems)
+    values = {name: getattr(file, name) for name in type(file).model_fields}
+    return Framework(**{**values, "systems": tuple(file.systems)})
+
+
+def _is_of(value: object, wanted: type) -> bool:
+    if wanted is bool or isinstance(value, bool):
+        return wanted is bool and isinstance(value, bool)
+    return isinstance(value, (int, float) if wanted is float else wanted)
