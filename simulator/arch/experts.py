@@ -19,7 +19,7 @@ def routed_rows(spec: ExpertsSpec, shard: Shard) -> Number:
     Without sequence parallelism every tp rank holds the same tokens and routes them all to its own slice.
     """
     factor = spec.capacity_factor if shard.capacity_factor is None else shard.capacity_factor
-    return shard.split_tokens * spec.top_k * (factor or 1.0)
+    return shard.split_tokens * spec.visited * (factor or 1.0)
 
 
 def experts(spec: ExpertsSpec, *, width: int, shard: Shard, kernels: Kernels, name: str = "moe") -> list[Operation]:
@@ -78,7 +78,7 @@ def _router(spec: ExpertsSpec, *, width: int, shard: Shard, kernels: Kernels, na
               if spec.router_bias else ()),
         ),
         saves=(Saved(name=f"{name}.router.probabilities", bytes=tokens * columns * 4.0),
-               Saved(name=f"{name}.router.top_k", bytes=tokens * spec.top_k * (size + 8.0), statistic=True)),
+               Saved(name=f"{name}.router.top_k", bytes=tokens * spec.visited * (size + 8.0), statistic=True)),
         modules=("moe",),
     )  # fmt: skip
 

@@ -94,5 +94,4 @@ def _idle_expert_parameters(spec: LayerSpec, segment: Segment) -> int:
     if spec.experts is None:
         return 0
     held = sum(round(weight.elements) for weight in _weights(segment) if weight.sharing == "expert")
-    visited = spec.experts.top_k**2 if spec.experts.branching else spec.experts.top_k
-    return held // spec.experts.count * (spec.experts.count - visited)
+    return held // spec.experts.count * (spec.experts.count - spec.experts.visited)

@@ -133,8 +133,8 @@ def check_text(rows: Sequence[Mapping[str, Any]]) -> str:
             row["model"],
             f"{row['counted']:,}",
             f"{row['published']:,}" if row["published"] else "-",
-            "exact" if row["exact"] and row["ok"] else f"{row['difference']:+.2%}" if row["published"] else "-",
-            "" if row["ok"] else "UNEXPLAINED",
+            f"{row['difference']:+.2%}" if row["published"] else "-",
+            ("equal as printed" if row["rounds_to_published"] else "explained") if row["ok"] else "UNEXPLAINED",
         )
         for row in rows
     ]

@@ -85,6 +85,11 @@ class ExpertsSpec:
     extra_feed_forward: FeedForwardSpec | None = None
     """A dense feed-forward beside or after the experts (ST-MoE)."""
 
+    @property
+    def visited(self) -> int:
+        """Experts that one token visits: top_k, or top_k at each of two levels (Shazeer 2017 appendix B)."""
+        return self.top_k**2 if self.branching else self.top_k
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LstmSpec:

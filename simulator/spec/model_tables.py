@@ -9,8 +9,14 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+Size = Annotated[int, Field(gt=0, le=2**31)]
+SizeOrNone = Annotated[int, Field(ge=0, le=2**31)]
+"""0 says that the model has no such thing."""
+Layer = Annotated[int, Field(ge=0, le=10_000)]
+"""A number of layers or of one layer: patterns are written out layer by layer, so it is bounded."""
+ExpertCount = Annotated[int, Field(gt=0, le=1_000_000)]
 Activation = Literal["relu", "relu2", "gelu", "silu"]
 LayerKind = Literal["local", "full"]
 
@@ -55,12 +61,12 @@ class Dims(_Table):
     """[dims]: the size of the whole model. An encoder-decoder says encoder_layers and decoder_layers."""
 
     architecture: Literal["decoder", "encoder", "encoder-decoder"]
-    hidden: PositiveInt
-    layers: NonNegativeInt = 0
-    encoder_layers: NonNegativeInt = 0
-    decoder_layers: NonNegativeInt = 0
-    seq_len: PositiveInt
-    target_seq_len: NonNegativeInt = 0
+    hidden: Size
+    layers: Layer = 0
+    encoder_layers: Layer = 0
+    decoder_layers: Layer = 0
+    seq_len: Size
+    target_seq_len: SizeOrNone = 0
 
 
 class Norm(_Table):
@@ -68,29 +74,29 @@ class Norm(_Table):
 
     kind: Literal["layernorm", "rmsnorm"]
     bias: bool | None = None
-    per_layer: NonNegativeInt | None = None
+    per_layer: Annotated[int, Field(ge=0, le=8)] | None = None
     final: bool = True
 
 
 class Attention(_Table):
     """[attention]: self-attention, and cross-attention of the same shape in the decoder of an encoder-decoder."""
 
-    heads: PositiveInt
-    kv_heads: NonNegativeInt = 0
-    head_dim: PositiveInt
-    value_head_dim: NonNegativeInt = 0
+    heads: Annotated[int, Field(gt=0, le=100_000)]
+    kv_heads: Annotated[int, Field(ge=0, le=100_000)] = 0
+    head_dim: Size
+    value_head_dim: SizeOrNone = 0
     qkv_bias: bool = False
     out_bias: bool = False
     qk_norm: bool = False
     qk_norm_shared: bool = True
     sinks: bool = False
-    q_lora_rank: NonNegativeInt = 0
-    kv_lora_rank: NonNegativeInt = 0
-    rope_head_dim: NonNegativeInt = 0
+    q_lora_rank: SizeOrNone = 0
+    kv_lora_rank: SizeOrNone = 0
+    rope_head_dim: SizeOrNone = 0
     relative_bias: Literal["none", "per-stack", "per-layer"] = "none"
-    relative_bias_buckets: NonNegativeInt = 0
-    window: NonNegativeInt = 0
-    chunk: NonNegativeInt = 0
+    relative_bias_buckets: SizeOrNone = 0
+    window: SizeOrNone = 0
+    chunk: SizeOrNone = 0
     pattern: list[LayerKind] = []
     rope_when_full: bool = True
 
@@ -98,7 +104,7 @@ class Attention(_Table):
 class FeedForward(_Table):
     """[feed_forward]: the dense feed-forward of the layers that have no experts."""
 
-    hidden: PositiveInt
+    hidden: Size
     activation: Activation
     gated: bool
     bias: bool = False
@@ -108,9 +114,9 @@ class FeedForward(_Table):
 class LayerRule(_Table):
     """Which layers, counted from 0 in each stack: `layers` lists them, else first, first + every, ..."""
 
-    every: PositiveInt = 1
-    first: NonNegativeInt | None = None
-    layers: list[NonNegativeInt] | None = None
+    every: Annotated[int, Field(gt=0, le=10_000)] = 1
+    first: Layer | None = None
+    layers: list[Layer] | None = None
 
     def covers(self, index: int) -> bool:
         """True when the rule names the layer at `index`. `first` is every - 1 when not said."""
@@ -127,17 +133,17 @@ class Experts(LayerRule):
     `hidden` when not said.
     """
 
-    count: PositiveInt
-    top_k: PositiveInt
-    hidden: PositiveInt
+    count: ExpertCount
+    top_k: ExpertCount
+    hidden: Size
     activation: Activation
     gated: bool
     bias: bool = False
     router_bias: bool = False
-    router_matrices: PositiveInt = 1
-    branching: NonNegativeInt = 0
-    shared: NonNegativeInt = 0
-    shared_hidden: NonNegativeInt = 0
+    router_matrices: Size = 1
+    branching: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    shared: SizeOrNone = 0
+    shared_hidden: SizeOrNone = 0
     shared_gate: bool = False
     capacity_factor: Annotated[float, Field(ge=0.0)] = 0.0
     extra_feed_forward: bool = False
@@ -146,17 +152,17 @@ class Experts(LayerRule):
 class Lstm(LayerRule):
     """[lstm]: an LSTM block, and the layers that are one."""
 
-    hidden: PositiveInt
-    projection: NonNegativeInt = 0
+    hidden: Size
+    projection: SizeOrNone = 0
 
 
 class Embedding(_Table):
     """[embedding]: the vocabulary as published, not padded; `width` where it is not the hidden size."""
 
-    vocab: PositiveInt
-    width: NonNegativeInt = 0
-    learned_positions: NonNegativeInt = 0
-    token_types: NonNegativeInt = 0
+    vocab: Size
+    width: SizeOrNone = 0
+    learned_positions: SizeOrNone = 0
+    token_types: SizeOrNone = 0
     norm: bool = False
 
 
@@ -167,8 +173,8 @@ class Head(_Table):
     bias: bool = False
     transform: bool = False
     pooler: bool = False
-    pooler_classes: NonNegativeInt = 0
-    mtp_layers: NonNegativeInt = 0
+    pooler_classes: SizeOrNone = 0
+    mtp_layers: Layer = 0
 
 
 Excluded = Literal["embedding", "head"]

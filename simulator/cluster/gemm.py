@@ -1,0 +1,131 @@
+"""Seconds of matrix products: tiles, waves, split k, memory, and the clock that long kernels fall to.
+
+A library holds many kernels and picks one: the time is the least over candidate tiles and k-splits (cuBLAS does so by
+a heuristic). Each candidate's time never falls when m, n, k or batch grows, so neither does their minimum.
+
+A candidate of rows x cols elements per tile, k split s ways, on a device of U units (streaming multiprocessors):
+
+    tiles = batch * ceil(m / rows) * ceil(n / cols) * s
+    waves = max(1, ceil(tiles / U)), the last wave's step softened to a ramp of width `wave_ramp` waves
+    math  = waves * 2 rows cols (1 + tile_overhead (1/rows + 1/cols)) (k / s + prologue_k) / (efficiency peak / U)
+    split = split_latency_s + split_passes * s * 4 m n bytes / bandwidth, when s > 1: partial sums in fp32
+
+`tile_overhead` [elements] is the cost of loading a tile's edges, relative to multiplying its area; `prologue_k` the
+pipeline fill and epilogue in steps of k. Then, with the bytes of A, B and C moved once,
+
+    memory = (bytes + ramp_penalty * min(bytes, ramp_bytes)) / (memory_efficiency bandwidth)
+    busy   = (min math^p + memory^p)^(1/p)
+    time   = latency_s + busy (1 + throttle busy / (busy + throttle_time_s))
+
+Short transfers do not reach full bandwidth (`ramp_penalty`). `throttle` is measured: the same rate does not hold for
+kernels of milliseconds, because the power limit lowers the clock (H100 bf16: 780 TFLOP/s at 1 ms, 700 at 20 ms).
+
+Wave quantisation as in NVIDIA, "Matrix Multiplication Background User's Guide" (tile and wave quantisation); tile
+shapes of CUTLASS's and cuBLAS's default kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.arch.operations import DTYPE_BYTES, Number
+from simulator.cluster.peaks import constants_for, peak_flops_per_s
+from simulator.spec.hardware import Device
+
+TILES = ((256, 128), (128, 256), (128, 128), (128, 96), (96, 128), (128, 64), (64, 128), (128, 32), (32, 128))
+SPLITS = (1, 2, 3, 4, 6, 8)
+_BLOCK = 512
+"""Shapes evaluated together: the candidate axis times this fits a core's cache."""
+
+Array = NDArray[np.float64]
+
+
+def gemm_time_s(device: Device, gemm_dtype: str, m: Number, n: Number, k: Number, batch: Number = 1) -> Any:
+    """Seconds of `batch` products C[m, n] = A[m, k] B[k, n], one kernel [s]. Broadcasts.
+
+    Operands are in `gemm_dtype`, C in at least 16 bits. fp8 and nvfp4 leave the cast of the operands out. Raises
+    InputError when the device computes no such products.
+    """
+    c = constants_for(device, "gemm", gemm_dtype)
+    peak = peak_flops_per_s(device, gemm_dtype)
+    shape = np.broadcast_shapes(np.shape(m), np.shape(n), np.shape(k), np.shape(batch))
+    flat = [np.broadcast_to(np.asarray(x, dtype=np.float64), shape).reshape(-1) for x in (m, n, k, batch)]
+    size = flat[0].size
+    result = np.empty(size)
+    for start in range(0, size, _BLOCK):
+        part = [x[start : start + _BLOCK] for x in flat]
+        result[start : start + _BLOCK] = _block_time_s(device, c, peak, operand_bytes(gemm_dtype), *part)
+    return result.reshape(shape) if shape else float(result[0])
+
+
+def operand_bytes(dtype: str) -> float:
+    """Bytes of one operand element; nvfp4 carries one fp8 scale for 16 elements, mxfp8 one byte for 32."""
+    scale = {"nvfp4": 1.0 / 16, "mxfp8": 1.0 / 32}.get(dtype, 0.0)
+    return DTYPE_BYTES[dtype] + scale
+
+
+def _block_time_s(
+    device: Device, c: Mapping[str, float], peak: float, width: float, m: Array, n: Array, k: Array, batch: Array
+) -> Array:
+    rows, cols = candidate_tiles(c)
+    tiles = batch * ceil_ramp(m / rows, 1.0 / rows) * ceil_ramp(n / cols, 1.0 / cols)
+    bandwidth = device.memory_bandwidth_bytes_per_s * c["memory_efficiency"]
+    partial = c["split_passes"] * 4.0 * batch * m * n / bandwidth
+    math = best_math_s(device, c, peak, tiles=tiles, k=k, partial_s=partial)
+    moved = batch * (width * (m * k + k * n) + max(width, 2.0) * m * n)
+    return kernel_time_s(device, c, math, moved)
+
+
+def candidate_tiles(c: Mapping[str, float]) -> tuple[Array, Array]:
+    """Rows and columns of the candidate tiles no larger than `largest_tile`, as columns for broadcasting."""
+    sides = np.array([tile for tile in TILES if max(tile) <= c["largest_tile"]], dtype=np.float64)
+    return sides[:, :1], sides[:, 1:]
+
+
+def ceil_ramp(x: Array, width: Any) -> Array:
+    """Like ceil(x), but the step after each whole number is a ramp of `width`: continuous, never decreasing."""
+    whole = np.floor(x)
+    return whole + np.minimum((x - whole) / width, 1.0)
+
+
+def best_math_s(
+    device: Device, c: Mapping[str, float], peak: float, *, tiles: Array, k: Array, partial_s: Array
+) -> Array:
+    """Least seconds over candidate tiles (first axis of `tiles`) and k-splits [s]."""
+    units = max(device.units, 1)
+    rows, cols = candidate_tiles(c)
+    area = rows * cols + c["tile_overhead"] * (rows + cols)
+    per_k = 2.0 * area * units / (c["efficiency"] * peak)
+    best: Any = np.inf
+    for split in SPLITS:
+        filled = tiles * (split / units)
+        waves = filled if c["wave_ramp"] >= 1.0 else ceil_ramp(filled, c["wave_ramp"])
+        math = np.maximum(waves, 1.0) * per_k * (k / split + c["prologue_k"])
+        if split > 1:
+            math = math + (c["split_latency_s"] + split * partial_s)
+        best = np.minimum(best, math.min(axis=0))
+    return np.asarray(best)
+
+
+def kernel_time_s(device: Device, c: Mapping[str, float], math_s: Array, moved_bytes: Array) -> Array:
+    """Seconds of a kernel from its seconds of math and its bytes: memory, smooth maximum, throttling, latency [s]."""
+    slow = np.minimum(moved_bytes, c["ramp_bytes"]) * c["ramp_penalty"]
+    memory = (moved_bytes + slow) / (device.memory_bandwidth_bytes_per_s * c["memory_efficiency"])
+    busy = smooth_max(math_s, memory, c["overlap_power"])
+    return c["latency_s"] + throttled_s(busy, c)
+
+
+def throttled_s(busy_s: Array, c: Mapping[str, float]) -> Array:
+    """Seconds after the power limit lowered the clock of a long kernel; tends to (1 + throttle) times."""
+    return busy_s * (1.0 + c["throttle"] * busy_s / (busy_s + c["throttle_time_s"]))
+
+
+def smooth_max(a: Array, b: Array, power: float) -> Array:
+    """(a^p + b^p)^(1/p), scaled by the larger so that nothing underflows."""
+    high, low = np.maximum(a, b), np.minimum(a, b)
+    ratio = np.divide(low, high, out=np.zeros_like(high), where=high > 0)
+    return np.asarray(high * (1.0 + ratio**power) ** (1.0 / power))

@@ -1,0 +1,42 @@
+"""Seconds of grouped products: one kernel, many experts, ragged rows.
+
+The tiles and waves of `gemm.py`. Rows of an expert do not fill whole tiles: with loads that vary, an expert wastes
+`ragged_tiles` of a tile on average (half a tile when its last tile is as likely full as empty). Experts without rows
+cost nothing: of E experts that r rows fall on at random, E (1 - (1 - 1/E)^r) ~ E (1 - e^(-r/E)) have some.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from simulator.arch.operations import Number
+from simulator.cluster.gemm import best_math_s, candidate_tiles, ceil_ramp, kernel_time_s, operand_bytes
+from simulator.cluster.peaks import constants_for, peak_flops_per_s
+from simulator.spec.hardware import Device
+
+
+def grouped_gemm_time_s(
+    device: Device, dtype: str, *, experts: Number, tokens: Number, n: Number, k: Number, imbalance: Number = 1.0
+) -> Any:
+    """Seconds of one grouped kernel: rows [tokens, k] against [experts, k, n] [s]. Broadcasts.
+
+    `tokens` is the mean number of rows routed to a device, `imbalance` (>= 1) the busiest device's rows over the
+    mean: a step waits for the busiest, so its rows are timed. Raises InputError when the device computes no `dtype`.
+    """
+    c = constants_for(device, "grouped_gemm", dtype)
+    peak = peak_flops_per_s(device, dtype)
+    count, inputs, columns = (np.asarray(x, dtype=np.float64) for x in (experts, k, n))
+    held = np.asarray(tokens, dtype=np.float64) * imbalance
+    shape = np.broadcast_shapes(count.shape, inputs.shape, columns.shape, held.shape)
+    count, inputs, columns, held = (np.broadcast_to(x, shape).reshape(-1) for x in (count, inputs, columns, held))
+    active = -count * np.expm1(-held / count)
+    rows, cols = candidate_tiles(c)
+    tiles = (held / rows + c["ragged_tiles"] * active) * ceil_ramp(columns / cols, 1.0 / cols)
+    partial = c["split_passes"] * 4.0 * held * columns / device.memory_bandwidth_bytes_per_s
+    math = best_math_s(device, c, peak, tiles=tiles, k=inputs, partial_s=partial)
+    width = operand_bytes(dtype)
+    moved = width * (active * columns * inputs + held * inputs) + max(width, 2.0) * held * columns
+    result = kernel_time_s(device, c, math, moved)
+    return result.reshape(shape) if shape else float(result[0])

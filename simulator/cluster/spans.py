@@ -1,0 +1,87 @@
+"""How a group lies over the tiers of a cluster: units spanned, members in each, and the rate out of a unit.
+
+A unit of tier t is a block of `tiers[t].size` devices. All groups of an axis are active at once, so a unit of
+u devices holds u / m groups with m members each, and its up-link capacity u * bandwidth / oversubscription is
+shared: each group gets m * bandwidth / oversubscription. That is the max-min fair share on a symmetric fabric.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from simulator.cluster.placement import Group, Number
+from simulator.spec.hardware import Cluster, Tier
+
+NET_KINDS = ("infiniband", "roce", "ethernet", "dcn", "efa", "slingshot", "omni-path", "loopback")
+NET_EFFICIENCY = 0.915
+"""Share of a NIC's line rate that collectives reach over a network, geometric mean of published multi-node
+points (large messages): H100 x 4 nodes 331 and 324 of 400 GB/s, B200 EFA 382 of 400, DGX A100 192 of 200,
+ConnectX-7 46-49 of 50, GH200 NDR 48.5 of 50, an unnamed 100 GB/s fabric 92 (facts in `tools/fit_network.py`)."""
+PCIE_EFFICIENCY = 0.77
+"""NCCL's PCI model value over a PCIe 3 x16 link's payload rate: 12 of 15.75 GB/s (nccl src/graph/topo.h)."""
+
+
+def efficiency(tier: Tier) -> float:
+    """Share of a tier's advertised rate that collectives reach when they cross it."""
+    if tier.kind in NET_KINDS:
+        return NET_EFFICIENCY
+    return PCIE_EFFICIENCY if tier.kind == "pcie" else 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """One group (or an array of them) over the tiers.
+
+    `units[t]` is how many units of tier t the group touches (the worst of its shifts); `members[t]` its ranks
+    in each. `up_bytes_per_s` is the group's rate out of its innermost unit, limited by every tier it crosses.
+    """
+
+    size: Number
+    units: tuple[Number, ...]
+    members: tuple[Number, ...]
+    up_bytes_per_s: Number
+
+    @property
+    def nodes(self) -> Number:
+        return self.units[0]
+
+    @property
+    def per_node(self) -> Number:
+        return self.members[0]
+
+
+def _run_units(run: Number, stride: Number, unit: int) -> Number:
+    """Units of `unit` devices that a run touches, in the worst of its positions.
+
+    Runs start at multiples of their extent, so offsets in a unit are multiples of gcd(extent, unit).
+    """
+    extent = run * stride
+    common = np.gcd(extent, unit)
+    touched = -(-(unit - common + extent) // unit)
+    return np.where(np.asarray(stride) >= unit, run, np.minimum(touched, run))
+
+
+def units_spanned(group: Group, unit: int) -> Number:
+    """Units of `unit` consecutive devices that the group touches.
+
+    >>> int(units_spanned(Group(8, 1), 8)), int(units_spanned(Group(6, 1), 8)), int(units_spanned(Group(8, 4), 8))
+    (1, 2, 4)
+    """
+    run = np.asarray(group.size) // group.blocks
+    one = _run_units(run, group.stride, unit)
+    several = np.maximum(_run_units(np.asarray(group.blocks), group.block_stride, unit), 1) * one
+    return np.where(np.asarray(group.blocks) > 1, several, one)
+
+
+def spans(cluster: Cluster, group: Group, concurrent: Number = 1) -> Spans:
+    """How `group` lies over the cluster's tiers, with `concurrent` equal loads on its links."""
+    size = np.asarray(group.size)
+    units = tuple(units_spanned(group, tier.size) for tier in cluster.tiers)
+    members = tuple(size / unit for unit in units)
+    rate: Number = np.inf
+    for inner, tier in enumerate(cluster.tiers[1:]):
+        share = members[inner] * (tier.bandwidth_bytes_per_s * efficiency(tier) / tier.oversubscription) / concurrent
+        rate = np.minimum(rate, np.where(units[inner] > 1, share, np.inf))
+    return Spans(size, units, members, rate)

@@ -1,0 +1,95 @@
+"""Zero-bubble orders found for given durations and a memory limit."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+
+from simulator.errors import Infeasible
+from simulator.schedule.engine import Durations, Transfers, per_stage, simulate
+from simulator.schedule.order import FORWARD, INPUT_GRAD, WEIGHT_GRAD, Ints, Order, build_order, loop_placement
+from simulator.schedule.orders.one_f_one_b import alternate
+from simulator.schedule.orders.v_shaped import v_half, v_min, zbv
+from simulator.schedule.orders.weights import Speeds, place_weights
+
+_WARM_UP = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
+"""Warm-up forwards tried, in units of 1F1B's p - r - 1; the memory limit cuts them."""
+_PATIENCE = (0.0, 0.5, 1.0)
+
+
+def zero_bubble_order(
+    *,
+    pp: int,
+    micro_batches: int,
+    durations: Durations,
+    send_s: float = 0.0,
+    limit: float | npt.ArrayLike = 0.0,
+    weight_share: float = 1.0,
+    folded: bool = False,
+    free_running: bool = False,
+) -> Order:
+    """The best order found for unequal F, B, W within a memory limit.
+
+    The search of Qi et al. 2023, section 3.1: warm-up as full as memory allows, then one F, one B, with W wherever a
+    rank would wait or memory must be let go; the few switches of that heuristic are tried in all combinations and
+    the engine says which is best. It is a heuristic: the result is the best of what it tried, not a proven optimum.
+
+    `limit` is how many stage-micro-batches each rank may hold (a number or one per rank; 0 is 1F1B's p, or 2 p half
+    stages when `folded`), of which `weight_share` is let go by W and the rest by B. `folded` gives each rank an early
+    and a late stage (ZBV, V-Half, V-Min sequences). `free_running` compares periods, not makespans: the optimizer
+    does not wait for all ranks (post-validation).
+
+    Raises Infeasible when nothing tried fits the limit.
+    """
+    stages = 2 * pp if folded else pp
+    bound = per_stage(np.where(np.asarray(limit) == 0, stages, limit), pp, "limit").tolist()
+    columns = [
+        per_stage(value, stages, name).tolist()
+        for name, value in (
+            ("forward_s", durations.forward_s),
+            ("input_grad_s", durations.input_grad_s),
+            ("weight_grad_s", durations.weight_grad_s),
+        )
+    ]
+    placement = loop_placement(pp, 1)
+    plans = [_alternating(pp, micro_batches, factor, bound) for factor in _WARM_UP]
+    if folded:
+        made = [make(pp, micro_batches) for make in (zbv, v_half, v_min)]
+        placement = (made[0].slot_rank, made[0].model_stage, made[0].previous)
+        plans = [_without_weights(order) for order in made]
+    best: tuple[float, Order] | None = None
+    for plan, patience in product(plans, _PATIENCE):
+        speeds = Speeds(*columns, send_s, weight_share, patience)
+        found = place_weights(plan, placement, micro_batches, speeds, limit=bound)
+        if found is None:
+            continue
+        order = build_order("auto", pp, 2 if folded else 1, micro_batches, found, placement=placement)
+        line = simulate(order, durations, Transfers(forward_s=send_s, backward_s=send_s))
+        time = line.period_s if free_running else line.makespan_s
+        if best is None or time < best[0]:
+            best = time, order
+    if best is None:
+        raise Infeasible([f"no zero-bubble order tried fits {min(bound):g} stage-micro-batches per rank at pp({pp})"])
+    return best[1]
+
+
+def _alternating(pp: int, micro_batches: int, factor: float, limit: list[float]) -> list[Ints]:
+    plans = []
+    for rank in range(pp):
+        wanted = int(np.ceil(factor * (pp - rank - 1)))
+        warm_up = max(min(wanted, int(limit[rank]) - 1, micro_batches), 0)
+        forward_at, backward_at = alternate(micro_batches, warm_up)
+        plan = np.empty((2 * micro_batches, 3), np.int32)
+        plan[:, 0] = rank
+        plan[forward_at, 1] = plan[backward_at, 1] = np.arange(micro_batches)
+        plan[forward_at, 2], plan[backward_at, 2] = FORWARD, INPUT_GRAD
+        plans.append(plan)
+    return plans
+
+
+def _without_weights(order: Order) -> list[Ints]:
+    table = np.stack([order.slot, order.micro_batch, order.kind.astype(np.int32)], axis=1)
+    parts = np.split(table, order.rank_start[1:-1])
+    return [part[part[:, 2] != WEIGHT_GRAD] for part in parts]

@@ -1,0 +1,289 @@
+"""A published row -> what `estimate` takes, with every default that was taken, or the reason why not.
+
+A row leaves much open. What arithmetic gives (dp from the devices) is computed, what is left is the default of the
+framework in the row's `system` column, and where the software or its users search (an automatic sharding, a batch "of
+several tried") every candidate is kept: the score takes the fastest that fits, as they did.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from simulator.errors import ShardwiseError
+from simulator.spec.hardware import Cluster
+from simulator.spec.model import ModelSpec
+from simulator.spec.run import Framework, Run
+from simulator.spec.strategy import Strategy
+from simulator.validate.models import Skip, model_for
+from simulator.validate.runs import PublishedRun, flags
+from simulator.validate.software import framework_for, noted, recompute_modules, year_of
+
+MAX_CANDIDATES = 64
+
+
+class Facts(Protocol):
+    """Where models, clusters and framework profiles come from (`simulator.catalog`, or a test's own)."""
+
+    @property
+    def models(self) -> Mapping[str, ModelSpec]: ...
+
+    @property
+    def frameworks(self) -> Mapping[str, Framework]: ...
+
+    def cluster(
+        self, device: str, devices: int, devices_per_node: int | None, nic_bytes_per_s: float | None
+    ) -> Cluster: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """What a row means. `strategies` holds one, or the candidates among which the source chose."""
+
+    model: ModelSpec
+    cluster: Cluster
+    run: Run
+    strategies: tuple[Strategy, ...]
+    framework: Framework
+    defaults: tuple[str, ...]
+
+
+class _Unclear(Exception):
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.skip = Skip(reason, detail)
+
+
+def configure(row: PublishedRun, facts: Facts) -> Configuration | Skip:
+    """Everything `estimate` needs for a row, or a `Skip` that names the missing field or feature."""
+    contradictions = flags(row)
+    if contradictions:
+        return Skip("the row contradicts itself", "; ".join(contradictions))
+    try:
+        return _configure(row, facts)
+    except _Unclear as unclear:
+        return unclear.skip
+    except ShardwiseError as error:
+        return Skip(f"not in the catalogue: device {row.device}", str(error))
+
+
+def _configure(row: PublishedRun, facts: Facts) -> Configuration:
+    taken: list[str] = []
+    framework = _framework(row, facts, taken)
+    if row.train_kind not in ("", "pretrain"):
+        raise _Unclear(f"training kind {row.train_kind} is not modelled")
+    for name in ("device", "devices", "global_batch", "seq_len"):
+        if getattr(row, name) is None:
+            raise _Unclear(f"{name} not stated")
+    says = noted(row)
+    if says.unsupported:
+        raise _Unclear(says.unsupported, row.notes)
+    built = model_for(row, facts.models, int(framework.defaults.get("vocab", 50257)))
+    if isinstance(built, Skip):
+        raise _Unclear(built.reason, built.detail)
+    model, notes = built
+    taken += notes
+    cluster = facts.cluster(row.device or "", row.devices or 1, row.devices_per_node, row.nic_bytes_per_s)
+    run = replace(_run(row, model, framework, taken), **says.run)  # type: ignore[arg-type]
+    strategies = _strategies(row, model, framework, taken)
+    strategies = tuple(replace(s, **says.strategy) for s in strategies)  # type: ignore[arg-type]
+    taken += [f"{k} = {v} (notes)" for k, v in {**says.run, **says.strategy}.items()]
+    return Configuration(
+        model=model, cluster=cluster, run=run, strategies=strategies, framework=framework, defaults=tuple(taken)
+    )
+
+
+def _framework(row: PublishedRun, facts: Facts, taken: list[str]) -> Framework:
+    name = framework_for(row.system, year_of(row), facts.frameworks)
+    if name is None:
+        name = "maxtext" if (row.device or "").startswith("tpu") else "pytorch"
+        taken.append(f"framework = {name} (no profile names {row.system!r})")
+    return facts.frameworks[name]
+
+
+def _run(row: PublishedRun, model: ModelSpec, framework: Framework, taken: list[str]) -> Run:
+    defaults: Mapping[str, Any] = framework.defaults
+    precision = row.precision
+    if precision is None:
+        precision = str(defaults.get("precision", "bf16"))
+        taken.append(f"precision = {precision} (framework)")
+    if row.attention is None:
+        taken.append(f"attention = {framework.attention} (framework)")
+    capacity = row.capacity_factor
+    if model.mixture and capacity is None and "capacity_factor" in defaults:
+        capacity = float(defaults["capacity_factor"])
+        taken.append(f"capacity_factor = {capacity:g} (framework)")
+    target = 0
+    if row.arch == "encoder-decoder":
+        stated = re.search(r"decoder (\d+)", f"{row.assumed}; {row.notes}")
+        target = int(stated.group(1)) if stated else int(defaults.get("target_seq_len", row.seq_len or 0))
+        taken.append(f"target_seq_len = {target} ({'row' if stated else 'framework'})")
+    return Run(
+        global_batch=row.global_batch or 1, seq_len=row.seq_len or 0, target_seq_len=target, precision=precision,
+        optimizer=str(defaults.get("optimizer", "adamw")), framework=framework.name, attention=row.attention or "",
+        capacity_factor=capacity,
+    )  # fmt: skip
+
+
+def _strategies(row: PublishedRun, model: ModelSpec, framework: Framework, taken: list[str]) -> tuple[Strategy, ...]:
+    defaults: Mapping[str, Any] = framework.defaults
+    pp, cp = _stated(row, "pp", 1, taken), row.cp or 1
+    found: list[Strategy] = []
+    tps = _tensor_degrees(row, pp, cp)
+    for tp in tps:
+        dp = _data_degree(row, tp, pp, cp, taken if tp == tps[-1] else [])
+        for micro_batch in _micro_batches(row, framework, dp):
+            base = Strategy(
+                tp=tp, pp=pp, cp=cp, dp=dp, micro_batch=micro_batch,
+                zero=row.zero if row.zero is not None else int(defaults.get("zero", 0)),
+                sequence_parallel=tp > 1 and (bool(defaults.get("sequence_parallel")) if row.sp is None else row.sp),
+            )  # fmt: skip
+            base = _pipeline(row, model, _experts(row, model, framework, base))
+            found.append(_recompute(row, model, framework, base))
+    if not found:
+        raise _Unclear("no micro-batch divides the batch", f"global_batch({row.global_batch})")
+    found = found[:MAX_CANDIDATES]
+    _note_strategy(row, found, taken)
+    return tuple(found)
+
+
+def _stated(row: PublishedRun, name: str, default: int, taken: list[str]) -> int:
+    value = getattr(row, name)
+    if value is None:
+        taken.append(f"{name} = {default} (not stated)")
+        return default
+    return int(value)
+
+
+def _tensor_degrees(row: PublishedRun, pp: int, cp: int) -> list[int]:
+    """The stated degree; from dp and the devices; or all powers of two within a node that divide the heads."""
+    devices = row.devices or 1
+    if row.tp is not None:
+        return [row.tp]
+    if row.dp is not None:
+        rest = devices // (row.dp * pp * cp)
+        return [max(1, rest)]
+    within = min(row.devices_per_node or 8, devices // (pp * cp))
+    heads = row.heads or 1
+    return [tp for tp in (1, 2, 4, 8, 16) if tp <= within and heads % tp == 0 and devices % (tp * pp * cp) == 0]
+
+
+def _data_degree(row: PublishedRun, tp: int, pp: int, cp: int, taken: list[str]) -> int:
+    devices, ranks = row.devices or 1, tp * pp * cp
+    if devices % ranks:
+        raise _Unclear("tp * cp * pp does not divide the devices", f"{tp} * {cp} * {pp} against {devices}")
+    dp = devices // ranks
+    if row.dp is None:
+        taken.append(f"dp = {dp} (devices)")
+    elif row.dp != dp:
+        taken.append(f"dp = {dp} (printed {row.dp} counts replicas of one expert: times ep {row.ep})")
+    return dp
+
+
+def _micro_batches(row: PublishedRun, framework: Framework, dp: int) -> list[int]:
+    """The stated micro-batch; from the framework's accumulation steps; or every power of two that divides the share."""
+    batch = row.global_batch or 1
+    if row.micro_batch is not None:
+        if batch % (dp * row.micro_batch):
+            raise _Unclear(
+                "global_batch is no multiple of dp * micro_batch", f"{batch} % ({dp} * {row.micro_batch}) is not 0"
+            )
+        return [row.micro_batch]
+    if batch % dp:
+        return []
+    share = batch // dp
+    steps = framework.defaults.get("micro_batches")
+    if steps:
+        return [share // int(steps)] if share % int(steps) == 0 else [share]
+    return [size for size in (1, 2, 4, 8, 16, 32, 64) if share % size == 0]
+
+
+def _experts(row: PublishedRun, model: ModelSpec, framework: Framework, base: Strategy) -> Strategy:
+    """Expert degrees: as stated; etp as the framework has it (0: as tp) where the folding allows."""
+    if not model.mixture:
+        return base
+    ep = row.ep or 1
+    etp = row.etp
+    if etp is None:
+        etp = int(framework.defaults.get("etp", 1)) or base.tp
+        if (base.tp * base.cp * base.dp) % (ep * etp):
+            etp = 1
+    return replace(base, ep=ep, etp=etp)
+
+
+def _pipeline(row: PublishedRun, model: ModelSpec, base: Strategy) -> Strategy:
+    schedule = row.schedule
+    if base.pp == 1:
+        return base
+    if schedule == "other":
+        raise _Unclear("schedule other", row.notes)
+    vp = row.vp or 1
+    if schedule is None:
+        schedule = "interleaved" if vp > 1 else "1f1b"
+    if schedule == "1f1b" and vp > 1:
+        schedule = "interleaved"
+    if schedule == "interleaved" and vp == 1:
+        vp = _virtual_stages(model.layers, base.pp)
+        schedule = "interleaved" if vp > 1 else "1f1b"
+    if schedule in ("zbv", "v-half", "v-min", "dualpipev") and row.vp is None:
+        vp = 2
+    split = _split(model.layers, base.pp * vp)
+    return replace(base, schedule=schedule, vp=vp, layers_per_stage=split)
+
+
+def _virtual_stages(layers: int, pp: int) -> int:
+    """As many chunks per rank as layers allow; two missing layers stand for the embedding and the head."""
+    for total in (layers, layers + 2):
+        if total % pp == 0:
+            return total // pp
+    return 1
+
+
+def _split(layers: int, stages: int) -> tuple[int, ...]:
+    """Explicit where layers are two short of even: the first and last stage hold the embedding and the head."""
+    if layers % stages == 0 or (layers + 2) % stages:
+        return ()
+    each = (layers + 2) // stages
+    return (each - 1, *[each] * (stages - 2), each - 1) if stages > 1 else ()
+
+
+def _recompute(row: PublishedRun, model: ModelSpec, framework: Framework, base: Strategy) -> Strategy:
+    kind = row.recompute
+    if kind is None:
+        return replace(base, recompute=str(framework.defaults.get("recompute", "none")))
+    if kind == "other":
+        return replace(base, recompute="full")
+    share = framework.defaults.get("selective_layers_fraction")
+    if kind == "selective" and share:
+        return replace(base, recompute="full", recompute_layers=max(1, round(float(share) * model.layers / base.pp)))
+    if kind == "modules":
+        modules, unknown = recompute_modules(row.recompute_detail)
+        if unknown or not modules:
+            raise _Unclear(f"recompute module {', '.join(unknown) or '(none named)'}", row.recompute_detail)
+        return replace(base, recompute="modules", recompute_modules=modules)
+    return replace(base, recompute=kind)
+
+
+def _note_strategy(row: PublishedRun, found: list[Strategy], taken: list[str]) -> None:
+    """Record what was not stated; with several candidates, that the fastest that fits is scored."""
+    one = found[0]
+    for name, value in (("zero", one.zero), ("recompute", one.recompute)):
+        if getattr(row, name) is None:
+            taken.append(f"{name} = {value} (framework)")
+    if row.recompute == "other":
+        taken.append("recompute = full (row says other: what is not kept or offloaded is computed again)")
+    if row.sp is None and one.tp > 1:
+        taken.append(f"sp = {int(one.sequence_parallel)} (framework)")
+    if one.pp > 1 and row.schedule is None:
+        taken.append(f"schedule = {one.schedule} (vp)")
+    if one.pp > 1 and row.vp is None and one.vp > 1:
+        taken.append(f"vp = {one.vp} (layers)")
+    if one.etp > 1 and row.etp is None:
+        taken.append(f"etp = {one.etp} (framework)")
+    open_fields = [name for name in ("tp", "micro_batch") if getattr(row, name) is None]
+    if len(found) > 1:
+        taken.append(f"{', '.join(open_fields)}: not stated; the fastest of {len(found)} candidates that fits")
+    elif open_fields:
+        taken += [f"{name} = {getattr(one, name)} (framework)" for name in open_fields]

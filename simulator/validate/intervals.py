@@ -1,0 +1,116 @@
+"""Prediction intervals: how far a measured step time lies from a predicted one, by regime.
+
+Split conformal prediction (Vovk et al. 2005; Lei et al. 2018) on the log of measured over predicted, with the residuals
+of other families only: a family never widens or narrows its own interval. Families count equally, whatever their number
+of rows, since a new run is more like a new family than like the largest one. The residuals are data
+(`validation/residuals.csv`, written by `make validate`).
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from simulator.errors import InputError, Problem
+
+COVERAGE = 0.9
+LADDER: tuple[tuple[str, ...], ...] = (("kind", "bound", "pipeline"), ("kind", "bound"), ("kind",), ())
+"""Regime keys from the narrowest group of residuals to all of them; the first with enough is used."""
+MIN_ROWS, MIN_FAMILIES = 40, 2
+KIN: Mapping[str, str] = {
+    "nvidia_megatron_bridge": "nvidia",
+    "nvidia_nemo_docs": "nvidia",
+    "nvidia_dgxc": "nvidia",
+    "moe_modelzoo": "nvidia",
+    "mcore_moe_report": "nvidia",
+    "nemo_automodel": "nvidia",
+}
+"""Families that list some of the same runs count as one."""
+COLUMNS = ("run_id", "family", "kind", "device", "bound", "pipeline", "precision", "log_ratio")
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """One scored run: `log_ratio` is ln(measured / predicted)."""
+
+    run_id: str
+    family: str
+    regime: Mapping[str, str]
+    log_ratio: float
+
+
+def kin(family: str) -> str:
+    """The group that a family is left out with.
+
+    >>> kin("nvidia_dgxc"), kin("vtrain")
+    ('nvidia', 'vtrain')
+    """
+    return KIN.get(family, family)
+
+
+def interval(
+    regime: Mapping[str, str], residuals: Sequence[Residual], *, without: str = "", share: float = COVERAGE
+) -> tuple[float, float]:
+    """Factors (low, high) on a predicted step time between which a measured one lies with probability `share`.
+
+    `without` names a family whose residuals (and its kin's) are left out. With no residuals the interval is unbounded:
+    (0, inf).
+    """
+    others = [r for r in residuals if not without or kin(r.family) != kin(without)]
+    for keys in LADDER:
+        near = [r for r in others if all(r.regime.get(key) == regime.get(key) for key in keys)]
+        families = {kin(r.family) for r in near}
+        if near and (not keys or (len(near) >= MIN_ROWS and len(families) >= MIN_FAMILIES)):
+            return _quantiles(near, share)
+    return 0.0, math.inf
+
+
+def _quantiles(residuals: Sequence[Residual], share: float) -> tuple[float, float]:
+    """Two-sided conformal quantiles: each family weighs the same, and one unseen run more stands at both ends."""
+    counts: dict[str, int] = {}
+    for residual in residuals:
+        counts[kin(residual.family)] = counts.get(kin(residual.family), 0) + 1
+    n = len(residuals)
+    each = n / (n + 1) / len(counts)
+    ordered = sorted((r.log_ratio, each / counts[kin(r.family)]) for r in residuals)
+    tail = (1 - share) / 2
+    return math.exp(_reach(ordered, tail)), math.exp(-_reach([(-v, w) for v, w in reversed(ordered)], tail))
+
+
+def _reach(ordered: Sequence[tuple[float, float]], tail: float) -> float:
+    """The largest value at or below which at most `tail` of the weight lies; the smallest when even that is more."""
+    below, bound = 0.0, ordered[0][0]
+    for value, weight in ordered:
+        below += weight
+        if below > tail:
+            break
+        bound = value
+    return bound
+
+
+def read_residuals(path: Path) -> tuple[Residual, ...]:
+    """Read `residuals.csv`. Raises InputError when it is not what `write_residuals` writes."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = [line for line in file if not line.startswith("#")]
+        rows = list(csv.DictReader(lines, strict=True))
+        return tuple(
+            Residual(row["run_id"], row["family"], {k: row[k] for k in COLUMNS[2:7]}, float(row["log_ratio"]))
+            for row in rows
+        )
+    except (OSError, UnicodeDecodeError, KeyError, ValueError, TypeError, csv.Error) as error:
+        raise InputError([Problem(f"not a table of residuals: {error!r}.", str(path))]) from None
+
+
+def write_residuals(path: Path, residuals: Iterable[Residual], provenance: str) -> None:
+    """Write residuals with a first line that says where they come from."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        file.write(f"# {provenance}\n")
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for residual in residuals:
+            regime = [residual.regime.get(key, "") for key in COLUMNS[2:7]]
+            writer.writerow([residual.run_id, residual.family, *regime, f"{residual.log_ratio:.6f}"])

@@ -1,0 +1,108 @@
+"""Which framework profile a published row means, and what its notes say about options that have no column."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from simulator.spec.run import Framework
+from simulator.spec.strategy import RECOMPUTE_MODULES
+from simulator.validate.runs import PublishedRun
+
+GENERATION_YEAR = (
+    ("v100", 2021), ("tpu-v2", 2019), ("tpu-v3", 2020), ("tpu-v4", 2022), ("a100", 2022), ("a800", 2023), ("tpu", 2024),
+    ("h100", 2024), ("h800", 2024), ("h200", 2024), ("b200", 2025), ("gb200", 2025), ("b300", 2025), ("gb300", 2025),
+)  # fmt: skip
+"""Year of a run by its device, for a source without a date: when most runs on it were published."""
+
+MODULE_WORDS = {
+    "core_attn": "core_attn", "attn": "attention", "attention": "attention", "mlp": "mlp", "up_proj": "mla_up_proj",
+    "mla_up_proj": "mla_up_proj", "act": "moe_act", "moe_act": "moe_act", "norm": "layernorm", "layernorm": "layernorm",
+    "moe": "moe", "shared_expert": "shared_experts", "shared_experts": "shared_experts",
+}  # fmt: skip
+"""Words of published recompute lists for Megatron-Core's --recompute-modules."""
+
+OFFLOAD = ("CPU offload", "optimizer-state offload", "Full Offload")
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """What a row's notes change: fields of Run and of Strategy, and whether something in them is not modelled."""
+
+    run: Mapping[str, object] = field(default_factory=dict)
+    strategy: Mapping[str, object] = field(default_factory=dict)
+    unsupported: str = ""
+
+
+_RUN_NOTES: tuple[tuple[str, str, object], ...] = (
+    (r"LAMB optimizer", "optimizer", "lamb"),
+    (r"tokendrop", "capacity_factor", 1.0),
+    (r"opt_type=adamw", "optimizer", "adamw"),
+)
+_STRATEGY_NOTES: tuple[tuple[str, str, object], ...] = (
+    (r"cp comm a2a", "context_kind", "ulysses"),
+    (r"EP overlap ON|1f1b overlap", "overlap_moe", True),
+    (r"EP overlap OFF", "overlap_moe", False),
+    (r"gradient bucketing off", "overlap_grad_reduce", False),
+)
+
+
+def noted(run: PublishedRun) -> Noted:
+    """Read the notes of a row by a fixed list of phrases; a phrase that is not on it changes nothing."""
+    text = f"{run.model}; {run.notes}"
+    runs = {name: value for pattern, name, value in _RUN_NOTES if re.search(pattern, text)}
+    strategies = {name: value for pattern, name, value in _STRATEGY_NOTES if re.search(pattern, text)}
+    group = re.search(r"\bzero1=(\d+)", text)
+    if group:
+        strategies["shard_group"] = int(group.group(1))
+    unsupported = ""
+    if any(word in text or word in run.system for word in OFFLOAD):
+        unsupported = "optimizer states offloaded to the host are not modelled"
+    elif "8-bit" in run.system:
+        unsupported = "8-bit optimizer states are not modelled"
+    elif "generator + discriminator" in text:
+        unsupported = "two models trained at once (generator and discriminator) are not modelled"
+    return Noted(runs, strategies, unsupported)
+
+
+def year_of(run: PublishedRun) -> int:
+    """Year of a run: of the arXiv number in its source, else of its device."""
+    dated = re.search(r"arXiv:(\d\d)\d\d\.\d{4,5}", run.source)
+    if dated:
+        return 2000 + int(dated.group(1))
+    device = run.device or ""
+    return next((year for name, year in GENERATION_YEAR if name in device), 2024)
+
+
+def framework_for(system: str, year: int, profiles: Mapping[str, Framework]) -> str | None:
+    """The profile that a published system name means, or None.
+
+    The longest matching expression wins; between equal ones the latest `since` that is not after `year`, and when all
+    are after it the earliest.
+    """
+    found = [
+        (len(pattern), framework)
+        for framework in profiles.values()
+        for pattern in framework.systems
+        if re.fullmatch(pattern, system, re.IGNORECASE)
+    ]
+    if not found:
+        return None
+    longest = max(length for length, _ in found)
+    named = [framework for length, framework in found if length == longest]
+    begun = [framework for framework in named if framework.since <= year]
+    best = max(begun, key=lambda f: (f.since, f.name)) if begun else min(named, key=lambda f: (f.since, f.name))
+    return best.name
+
+
+def recompute_modules(detail: str) -> tuple[tuple[str, ...], list[str]]:
+    """Modules that a detail like "selective: norm, act" names, and the words it does not know.
+
+    >>> recompute_modules("selective: norm, act")
+    (('moe_act', 'layernorm'), [])
+    """
+    listed = re.sub(r"\([^)]*\)", "", detail.split(";", maxsplit=1)[0]).removeprefix("selective:")
+    words = [word.strip() for word in listed.split(",") if word.strip()]
+    known = {MODULE_WORDS[word] for word in words if word in MODULE_WORDS}
+    return tuple(m for m in RECOMPUTE_MODULES if m in known), [w for w in words if w not in MODULE_WORDS]
