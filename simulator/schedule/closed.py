@@ -1,9 +1,6 @@
 """Closed forms: what a schedule costs when that can be said without running it.
 
-`step_time_s` is exact for equal stages and free transfers, and broadcasts over every argument but the schedule.
-`lower_bound_s` takes unequal stages and transfers and never exceeds what the engine finds: it is what the planner
-prunes by. `lower_bound_by_class_s` is the same bound for pipelines of a first, equal middle and a last stage, and
-broadcasts over the degrees too.
+Exact for equal stages and free transfers; they broadcast over every argument but the schedule.
 """
 
 from __future__ import annotations
@@ -13,13 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from simulator.errors import InputError
+from simulator.errors import InputError, did_you_mean
+from simulator.spec.strategy import SCHEDULES
 
 Number = Any
 """A float, an int or an array of them."""
 Floats = npt.NDArray[np.float64]
-
-_FUSED = ("gpipe", "1f1b", "eager-1f1b", "interleaved", "interleaved-bfs")
 
 
 def step_time_s(
@@ -31,165 +27,108 @@ def step_time_s(
     pp: Number,
     micro_batches: Number,
     vp: Number = 1,
-) -> Number:
-    """Seconds of one step with equal stages and free transfers (facts_formulas, table e).
+) -> Floats:
+    """Seconds from the first task to the last with equal stages and free transfers.
 
-    Durations are of one stage (one of pp * vp) and one micro-batch. Source: Narayanan et al. 2021, section 2.2:
-    (m v + p - 1) (F + B); breadth-first waits for the loop to close when m < p.
+    Durations are of one model stage (one of pp * vp) and one micro-batch, on one rank's share of it. A schedule's
+    bubble is this less micro_batches * vp * (F + B + W).
+
+    | schedule | bubble | source |
+    |---|---|---|
+    | gpipe, 1f1b, eager-1f1b, interleaved | (p - 1)(F + B + W) | Narayanan et al. 2021, section 2.2 |
+    | interleaved-bfs | the same, and the loop must close when m < p | Lamy-Poirier 2023 |
+    | zb-h1 | (p - 1) max(F, B, F + B - W) | Qi et al. 2023, table 2; its F + B - W is the usual case |
+    | zb-h2, zbv | (p - 1) F, none of it between a rank's first and last task | Qi et al. 2023, table 2, section 6 |
+    | v-half | (3 p - 5) F | half of 1F1B's 6 (p - 1) half stages, Qi et al. 2024 |
+    | v-min | (4 p - 5) F | two thirds of the same |
+    | dualpipe | (p / 2 - 1)(F&B + BW - 3 W) | deepseek-ai/DualPipe README, BW = B + W, F&B = F + BW |
+    | dualpipev | (p - 1)(F&B + BW - 3 W) | the same on half the ranks |
+    | chimera | (p - 2)(F + (m / p)(B + W - F)) | Li & Hoefler 2021, section 3.5, direct concatenation |
+
+    The zero-bubble ones after zb-h1 are stated by their authors for F = B = W, and refused otherwise (run the
+    engine). With fewer micro-batches than fill the pipe the waiting for the first to return is added.
+    Raises InputError for an unknown schedule or a case that has no closed form.
     """
-    total = np.asarray(forward_s, np.float64) + input_grad_s + weight_grad_s
+    f, b, w = (np.asarray(value, np.float64) for value in (forward_s, input_grad_s, weight_grad_s))
+    p, m, v = np.asarray(pp), np.asarray(micro_batches), np.asarray(vp)
+    work = m * v * (f + b + w)
+    if schedule in ("gpipe", "1f1b", "eager-1f1b", "interleaved"):
+        return np.asarray(work + (p - 1) * (f + b + w))
     if schedule == "interleaved-bfs":
-        laps = (np.asarray(vp) - 1) * np.maximum(pp, micro_batches) + micro_batches
-        return (laps + np.asarray(pp) - 1) * total
-    if schedule in _FUSED:
-        return (np.asarray(micro_batches) * vp + np.asarray(pp) - 1) * total
-    raise InputError([f"{schedule} has no closed form here"])
+        return np.asarray(work + ((v - 1) * np.maximum(p - m, 0) + p - 1) * (f + b + w))
+    if schedule == "chimera":
+        _need(schedule, f <= b + w, "F <= B + W")
+        return np.asarray(work + np.maximum(p - 2, 0) * (f + m / p * (b + w - f)))
+    equal = np.isclose(f, b, rtol=1e-12) & np.isclose(f, w, rtol=1e-12)
+    if schedule == "zb-h1":
+        _need(schedule, equal | (m >= p), "F = B = W when there are fewer micro-batches than ranks")
+        usual = (p - 1) * np.maximum(np.maximum(f, b), f + b - w)
+        return np.asarray(work + usual + np.maximum(p - m, 0) * f)
+    if schedule not in SCHEDULES:
+        raise InputError([f"unknown schedule {schedule!r}. {did_you_mean(schedule, SCHEDULES)}"])
+    _need(schedule, equal, "F = B = W")
+    return np.asarray(work + _bubble_slots(schedule, p, m) * f)
+
+
+def _bubble_slots(schedule: str, p: Number, m: Number) -> Number:
+    """Bubble in units of F = B = W, fill and drain included."""
+    match schedule:
+        case "zb-h2":
+            return p - 1 + np.maximum(p - 1 - m // 2, 0)
+        case "zbv":
+            return p - 1 + np.maximum(3 * p - 1 - 2 * m, 0)
+        case "v-half":
+            return 3 * p - 5 + np.maximum(p + 2 - 2 * m, p == 2)
+        case "v-min":
+            return 4 * p - 5
+        case "dualpipe":
+            return 2 * (p // 2 - 1)
+        case _:
+            return 2 * (p - 1)
+
+
+def _need(schedule: str, holds: npt.ArrayLike, rule: str) -> None:
+    if not np.all(holds):
+        raise InputError([f"the closed form of {schedule} holds for {rule} only: run the engine"])
 
 
 def peak_in_flight(
     schedule: str, *, pp: Number, micro_batches: Number, rank: Number, vp: Number = 1, group_size: Number = 0
 ) -> Number:
-    """The most forwards without their backward that a rank holds, counted in stage-micro-batches.
+    """The most forwards without their (weight) backward that a rank holds, counted in stage-micro-batches.
 
     Divide by vp for micro-batches of a whole rank. Sources: facts_formulas, table e, and each order's own warm-up.
+    V-Half and V-Min: the most of any rank, which their authors state and which is reached from m = p on. ZBV: p
+    whole micro-batches; DualPipe: p + 1; Chimera: p / 2 + 1 at the ends to p in the middle.
     """
     p, m, r, v = np.asarray(pp), np.asarray(micro_batches), np.asarray(rank), np.asarray(vp)
-    if schedule in ("gpipe", "interleaved-bfs"):
-        return m * v + 0 * (p + r)
-    if schedule == "1f1b":
-        return np.minimum(m, p - r)
-    if schedule == "eager-1f1b":
-        return np.minimum(m, 2 * (p - r) - 1)
-    if schedule == "interleaved":
-        group = np.where(np.asarray(group_size) == 0, p, group_size)
-        return np.minimum(m * v, 2 * (p - r - 1) + (v - 1) * group + 1)
-    raise InputError([f"{schedule} has no closed form of its peak here"])
-
-
-def lower_bound_s(
-    schedule: str,
-    *,
-    forward_s: npt.ArrayLike,
-    backward_s: npt.ArrayLike,
-    pp: int,
-    micro_batches: Number,
-    vp: int = 1,
-    group_size: Number = 0,
-    send_forward_s: Number = 0.0,
-    send_backward_s: Number = 0.0,
-) -> Floats:
-    """Seconds that no timeline of the schedule can beat, for unequal stages and asynchronous transfers.
-
-    `forward_s` and `backward_s` (both gradients) have the stages as their last axis (pp * vp of them, in model
-    order) and broadcast with `micro_batches` before it; sends are numbers or have boundaries as their last axis.
-
-    Each rank must wait for the first micro-batch to reach it, then do all its work, then wait for the way back.
-    1F1B also cannot hold more than its warm-up allows: it goes round once for every so many micro-batches.
-    """
-    if schedule not in _FUSED:
-        raise InputError([f"{schedule} has no lower bound here"])
-    forward = np.asarray(forward_s, np.float64)
-    backward = np.asarray(backward_s, np.float64)
-    stages = pp * vp
-    ahead = _sends(send_forward_s, stages)
-    back = _sends(send_backward_s, stages)
-    m = np.asarray(micro_batches)[..., None]
-    head = _before(forward + ahead)
-    tail = _before(backward + back)
-    shape = (*np.broadcast_shapes(forward.shape, backward.shape, head.shape, tail.shape)[:-1], vp, pp)
-    head, tail = np.broadcast_to(head, (*shape[:-2], stages)), np.broadcast_to(tail, (*shape[:-2], stages))
-    work_f = np.broadcast_to(forward, (*shape[:-2], stages)).reshape(shape)
-    work_b = np.broadcast_to(backward, (*shape[:-2], stages)).reshape(shape)
-    first = np.minimum(pp if schedule == "interleaved" else m, m)
-    if schedule == "interleaved":
-        group = np.where(np.asarray(group_size) == 0, pp, group_size)[..., None]
-        rest = m % group
-        first, closing = group, np.where(rest == 0, group, rest)
-    else:
-        closing = first
-    done_f = _before_chunk(work_f) * first[..., None]
-    done_b = _before_chunk(work_b) * closing[..., None]
-    opens = (head.reshape(shape) - done_f).max(axis=-2)
-    closes = (tail.reshape(shape) - done_b).max(axis=-2)
-    bound = (opens + m * (work_f + work_b).sum(axis=-2) + closes).max(axis=-1)
-    if schedule in ("gpipe", "interleaved-bfs"):
-        bound = np.maximum(bound, _one_way(work_f, ahead, m) + _one_way(work_b, back, m))
-    if schedule in ("1f1b", "eager-1f1b"):
-        both = head + tail
-        lap = both[..., -1:] + forward[..., -1:] + backward[..., -1:] - both
-        bound = np.maximum(bound, _laps(schedule, both, lap, backward, pp, m))
-    return np.asarray(bound, np.float64)
-
-
-def _laps(schedule: str, both: Floats, lap: Floats, backward: Floats, pp: int, m: npt.NDArray[Any]) -> Floats:
-    room = pp - np.arange(pp)
-    room = room if schedule == "1f1b" else 2 * room - 1
-    laps = 1 + (m - 1) // room
-    left = (m - 1) % room
-    found: Floats = (both + laps * lap + left * backward).max(axis=-1)
-    return found
-
-
-def _one_way(work: Floats, sends: Floats, m: npt.NDArray[Any]) -> Floats:
-    """All forwards (or all backwards) alone: no rank begins the way back before the last forward is through."""
-    stages = work.shape[-1] * work.shape[-2]
-    step = work.reshape(*work.shape[:-2], stages) + sends
-    head = _before(step)
-    rest = step.sum(axis=-1, keepdims=True) - head - work.reshape(step.shape)
-    total = work.sum(axis=-2, keepdims=True)
-    later = total - _before_chunk(work) - work
-    opens = np.maximum.accumulate(head.reshape(work.shape) - _before_chunk(work) * m[..., None], axis=-2)
-    closes = rest.reshape(work.shape) - later * m[..., None]
-    found: Floats = (opens + m[..., None] * total + closes).max(axis=(-1, -2))
-    return found
-
-
-def _sends(value: Number, stages: int) -> Floats:
-    """Send seconds after each stage, the last stage sending nowhere."""
-    array = np.asarray(value, np.float64)
-    if array.ndim == 0:
-        array = np.full(stages - 1, float(array))
-    return np.concatenate([array, np.zeros((*array.shape[:-1], 1))], axis=-1)
-
-
-def _before(values: Floats) -> Floats:
-    """Sum of all entries before each one, along the last axis."""
-    return np.cumsum(values, axis=-1) - values
-
-
-def _before_chunk(values: Floats) -> Floats:
-    """Sum over the earlier chunks of the same rank; axes (..., chunk, rank)."""
-    return np.cumsum(values, axis=-2) - values
-
-
-def lower_bound_by_class_s(
-    schedule: str,
-    *,
-    first_s: Number,
-    middle_s: Number,
-    last_s: Number,
-    pp: Number,
-    micro_batches: Number,
-    vp: Number = 1,
-    send_s: Number = 0.0,
-) -> Floats:
-    """`lower_bound_s` for a first stage, equal middle stages and a last stage; broadcasts over everything.
-
-    `first_s`, `middle_s`, `last_s` are forward plus backward seconds of one stage and micro-batch, `send_s` one
-    activation plus one gradient transfer. With one stage in all, its time is first + last - middle.
-    """
-    if schedule not in _FUSED:
-        raise InputError([f"{schedule} has no lower bound here"])
-    first, middle, last = (np.asarray(value, np.float64) for value in (first_s, middle_s, last_s))
-    p, m, v = np.asarray(pp), np.asarray(micro_batches), np.asarray(vp)
-    more = (v - 1) * middle
-    way_last = first + (p - 2) * middle + (p - 1) * send_s
-    way_inner = first + (p - 3) * middle + (p - 2) * send_s
-    bound = np.maximum(m * (first + more), way_last + m * (last + more))
-    bound = np.where(p >= 3, np.maximum(bound, way_inner + m * v * middle), bound)
-    if schedule == "gpipe":
-        bound = np.maximum(bound, way_last + last + (m - 1) * np.maximum(np.maximum(first, last), middle * (p >= 3)))
-    if schedule in ("1f1b", "eager-1f1b"):
-        room = p if schedule == "1f1b" else 2 * p - 1
-        bound = np.maximum(bound, (1 + (m - 1) // room) * (way_last + last))
-    return np.where(p == 1, m * (first + last + (v - 2) * middle), bound)
+    group = np.where(np.asarray(group_size) == 0, p, group_size)
+    everything = m * v + 0 * r
+    match schedule:
+        case "gpipe" | "interleaved-bfs":
+            most = everything + 0 * p
+        case "1f1b":
+            most = p - r
+        case "eager-1f1b":
+            most = 2 * (p - r) - 1
+        case "interleaved":
+            most = 2 * (p - r - 1) + (v - 1) * group + 1
+        case "zb-h1":
+            most = (v - 1) * group + p
+        case "zb-h2":
+            most = 2 * p - 1
+        case "zbv":
+            most = np.minimum(2 * p, m + r + 1)
+        case "v-half":
+            most = p + 2
+        case "v-min":
+            most = np.maximum(2 * (p + 4) // 3, 4)
+        case "dualpipe":
+            most = p + 1
+        case "dualpipev":
+            most = 2 * p + 1
+        case "chimera":
+            most = p // 2 + 1 + np.minimum(r, p - 1 - r)
+        case _:
+            raise InputError([f"unknown schedule {schedule!r}. {did_you_mean(schedule, SCHEDULES)}"])
+    return np.minimum(everything, most)

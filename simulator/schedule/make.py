@@ -6,8 +6,9 @@ from functools import lru_cache
 
 from simulator.errors import Complaints, InputError, did_you_mean
 from simulator.schedule.order import Order
-from simulator.schedule.orders import interleaved, one_f_one_b
+from simulator.schedule.orders import bidirectional, interleaved, one_f_one_b, v_shaped, zero_bubble
 from simulator.spec.strategy import SCHEDULES
+
 
 def make_order(schedule: str, *, pp: int, micro_batches: int, vp: int = 1, group_size: int = 0) -> Order:
     """The order of a built-in schedule; the same sizes give the same (cached) value.
@@ -30,8 +31,29 @@ def _make(schedule: str, pp: int, micro_batches: int, vp: int, group_size: int) 
             return one_f_one_b.eager_one_f_one_b(pp, micro_batches)
         case "interleaved":
             return interleaved.interleaved(pp, micro_batches, vp, group_size or pp)
-        case _:
+        case "interleaved-bfs":
             return interleaved.breadth_first(pp, micro_batches, vp)
+        case "zb-h1":
+            return zero_bubble.zb_h1(pp, micro_batches, vp, group_size or pp)
+        case "zb-h2":
+            return zero_bubble.zb_h2(pp, micro_batches)
+        case "zbv":
+            return v_shaped.zbv(pp, micro_batches)
+        case "v-half":
+            return v_shaped.v_half(pp, micro_batches)
+        case "v-min":
+            return v_shaped.v_min(pp, micro_batches)
+        case "dualpipe":
+            return bidirectional.dualpipe(pp, micro_batches)
+        case "dualpipev":
+            return v_shaped.dualpipe_v(pp, micro_batches)
+        case _:
+            return bidirectional.chimera(pp, micro_batches)
+
+
+_LOOPED = ("interleaved", "interleaved-bfs")
+_FOLDED = ("zbv", "v-half", "v-min", "dualpipev")
+_EVEN = ("dualpipe", "chimera")
 
 
 def check_sizes(schedule: str, *, pp: int, micro_batches: int, vp: int = 1, group_size: int = 0) -> None:
@@ -42,23 +64,49 @@ def check_sizes(schedule: str, *, pp: int, micro_batches: int, vp: int = 1, grou
     broken.require(pp >= 1, f"pp({pp}) must be at least 1", where="--pp")
     broken.require(micro_batches >= 1, f"micro_batches({micro_batches}) must be at least 1", where="micro_batches")
     broken.raise_if_any()
-    if schedule != "interleaved":
+    grouped = schedule == "interleaved" or (schedule == "zb-h1" and vp > 1)
+    if not grouped:
         broken.require(group_size == 0, f"{schedule} has no group size ({group_size} given)", where="group_size")
-    if schedule in ("interleaved", "interleaved-bfs"):
-        broken.require(vp >= 2, f"{schedule} needs vp >= 2, got vp({vp})", where="--vp", hint="Use 1f1b for vp = 1.")
-        broken.require(pp >= 2, f"{schedule} needs pp >= 2, got pp({pp})", where="--pp")
-    else:
-        broken.require(vp == 1, f"{schedule} has one stage per rank, got vp({vp})", where="--vp", hint="Use vp = 1.")
-    if schedule == "interleaved":
-        _check_group(broken, pp, micro_batches, group_size or pp)
+    _check_stages(broken, schedule, pp, vp)
+    if grouped:
+        _check_group(broken, schedule, pp, micro_batches, group_size or pp)
+    if schedule in ("dualpipe", "dualpipev"):
+        broken.require(
+            micro_batches >= 2 * pp,
+            f"{schedule} needs micro_batches({micro_batches}) >= 2 pp({2 * pp})",
+            where="micro_batches",
+        )
+    if schedule == "dualpipe":
+        broken.require(micro_batches % 2 == 0, f"dualpipe needs an even micro_batches({micro_batches})")
+    if schedule == "chimera":
+        broken.require(
+            micro_batches % pp == 0,
+            f"chimera needs whole units of pp: micro_batches({micro_batches}) mod pp({pp}) = {micro_batches % pp}",
+            where="micro_batches",
+        )
     broken.raise_if_any()
 
 
-def _check_group(broken: Complaints, pp: int, micro_batches: int, group: int) -> None:
+def _check_stages(broken: Complaints, schedule: str, pp: int, vp: int) -> None:
+    if schedule in _LOOPED:
+        broken.require(vp >= 2, f"{schedule} needs vp >= 2, got vp({vp})", where="--vp", hint="Use 1f1b for vp = 1.")
+    elif schedule in _FOLDED:
+        broken.require(vp == 2, f"{schedule} needs vp = 2 (the V), got vp({vp})", where="--vp", hint="Use vp = 2.")
+    elif schedule == "zb-h1":
+        broken.require(vp >= 1, f"zb-h1 needs vp >= 1, got vp({vp})", where="--vp")
+    else:
+        broken.require(vp == 1, f"{schedule} has one stage per rank, got vp({vp})", where="--vp", hint="Use vp = 1.")
+    if vp > 1:
+        broken.require(pp >= 2, f"{schedule} with vp({vp}) needs pp >= 2, got pp({pp})", where="--pp")
+    if schedule in _EVEN:
+        broken.require(pp % 2 == 0, f"{schedule} runs both ways and needs an even pp, got pp({pp})", where="--pp")
+
+
+def _check_group(broken: Complaints, schedule: str, pp: int, micro_batches: int, group: int) -> None:
     """Megatron-LM schedules.py, `forward_backward_pipelining_with_interleaving`: the same two refusals."""
     broken.require(
         pp <= group <= micro_batches,
-        f"interleaved needs pp({pp}) <= group_size({group}) <= micro_batches({micro_batches})",
+        f"{schedule} needs pp({pp}) <= group_size({group}) <= micro_batches({micro_batches})",
         where="group_size",
         hint=f"Use at least {max(pp, group)} micro-batches.",
     )

@@ -34,7 +34,8 @@ def chimera(pp: int, micro_batches: int) -> Order:
 
 def dualpipe(pp: int, micro_batches: int) -> Order:
     """DualPipe: both directions, forward of one overlapped with backward of the other (DeepSeek-V3 report, section
-    3.2.1; deepseek-ai/DualPipe, `DualPipe.step`). Micro-batches 0 .. m/2 - 1 go down, the rest up."""
+    3.2.1; deepseek-ai/DualPipe, `DualPipe.step`). Micro-batches 0 .. m/2 - 1 go down, the rest up.
+    """
     half = micro_batches // 2
     columns, paired = [], []
     for rank in range(pp):
@@ -47,6 +48,4 @@ def dualpipe(pp: int, micro_batches: int) -> Order:
         table[table[:, 0] >= pp, 1] += half
         columns.append(table)
         paired.append(np.array(run.paired, np.bool_))
-    return build_order(
-        "dualpipe", pp, 1, micro_batches, columns, placement=bidirectional_placement(pp), paired=paired
-    )
+    return build_order("dualpipe", pp, 1, micro_batches, columns, placement=bidirectional_placement(pp), paired=paired)

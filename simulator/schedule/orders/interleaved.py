@@ -41,7 +41,8 @@ def chunk_table(micro_batches: int, vp: int, group_size: int) -> tuple[Ints, Int
 
 def breadth_first(pp: int, micro_batches: int, vp: int) -> Order:
     """All micro-batches of the first chunk, then of the next, and back (Lamy-Poirier 2023, breadth-first pipeline
-    parallelism; torch's `ScheduleLoopedBFS`, whose backwards take the micro-batches from the last to the first)."""
+    parallelism; torch's `ScheduleLoopedBFS`, whose backwards take the micro-batches from the last to the first).
+    """
     chunk = np.repeat(np.arange(vp, dtype=np.int32), micro_batches)
     number = np.tile(np.arange(micro_batches, dtype=np.int32), vp)
     columns = []

@@ -15,14 +15,16 @@ def gpipe(pp: int, micro_batches: int) -> Order:
 
 def one_f_one_b(pp: int, micro_batches: int) -> Order:
     """Warm-up of p - r - 1 forwards, then one forward, one backward (Megatron-LM schedules.py,
-    `forward_backward_pipelining_without_interleaving`)."""
+    `forward_backward_pipelining_without_interleaving`).
+    """
     columns = [warm_up_then_alternate(rank, micro_batches, pp - rank - 1) for rank in range(pp)]
     return build_order("1f1b", pp, 1, micro_batches, columns, placement=loop_placement(pp, 1))
 
 
 def eager_one_f_one_b(pp: int, micro_batches: int) -> Order:
     """Warm-up of 2 (p - r - 1) forwards: a transfer each way can hide behind compute, at up to twice the
-    activations (Zhuang et al. 2023, "On optimizing the communication of model parallelism", section 4)."""
+    activations (Zhuang et al. 2023, "On optimizing the communication of model parallelism", section 4).
+    """
     columns = [warm_up_then_alternate(rank, micro_batches, 2 * (pp - rank - 1)) for rank in range(pp)]
     return build_order("eager-1f1b", pp, 1, micro_batches, columns, placement=loop_placement(pp, 1))
 

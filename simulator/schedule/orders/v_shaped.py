@@ -18,8 +18,8 @@ from simulator.schedule.order import (
     build_order,
     folded_placement,
 )
-from simulator.schedule.program import Deadlock
 from simulator.schedule.orders.weights import Speeds, place_weights
+from simulator.schedule.program import Deadlock
 
 
 def zbv(pp: int, micro_batches: int) -> Order:
@@ -158,7 +158,8 @@ def _repeated_block(
 
 def dualpipe_v(pp: int, micro_batches: int) -> Order:
     """DualPipe folded in half: one copy of the model, p ranks of two stages (deepseek-ai/DualPipe dualpipev.py;
-    torch's `ScheduleDualPipeV`)."""
+    torch's `ScheduleDualPipeV`).
+    """
     runs = []
     for rank in range(pp):
         run = RankOrder(rank, 2 * pp - 1 - rank)

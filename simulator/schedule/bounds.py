@@ -1,0 +1,187 @@
+"""What no timeline of a schedule can beat: the planner prunes by these.
+
+`lower_bound_s` takes unequal stages and transfers. `lower_bound_by_class_s` is the same kind of bound for pipelines of
+a first stage, equal middle stages and a last stage, and broadcasts over the degrees too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from simulator.errors import InputError, did_you_mean
+from simulator.spec.strategy import SCHEDULES
+
+Number = Any
+"""A float, an int or an array of them."""
+Floats = npt.NDArray[np.float64]
+
+FUSED = ("gpipe", "1f1b", "eager-1f1b", "interleaved", "interleaved-bfs")
+"""Schedules whose last task on every rank is a backward that its neighbour waits for."""
+FOLDED = ("zbv", "v-half", "v-min", "dualpipev")
+BIDIRECTIONAL = ("dualpipe", "chimera")
+
+
+def lower_bound_s(
+    schedule: str,
+    *,
+    forward_s: npt.ArrayLike,
+    backward_s: npt.ArrayLike,
+    pp: int,
+    micro_batches: Number,
+    vp: int = 1,
+    group_size: Number = 0,
+    send_forward_s: Number = 0.0,
+    send_backward_s: Number = 0.0,
+) -> Floats:
+    """Seconds that no timeline of the schedule can beat, for unequal stages and asynchronous transfers.
+
+    `forward_s` and `backward_s` (both gradients) have the stages as their last axis (pp * vp of them, in model
+    order) and broadcast with `micro_batches` before it; sends are numbers or have boundaries as their last axis.
+
+    Each rank must wait for the first micro-batch to reach it, then do all its work, then wait for the way back
+    (not where it ends on weight gradients). 1F1B also cannot hold more than its warm-up allows: it goes round once
+    for every so many micro-batches. GPipe turns round once.
+    """
+    if schedule not in SCHEDULES:
+        raise InputError([f"unknown schedule {schedule!r}. {did_you_mean(schedule, SCHEDULES)}"])
+    if schedule not in FUSED:
+        return _split_bound(schedule, forward_s, backward_s, pp, micro_batches, send_forward_s)
+    forward = np.asarray(forward_s, np.float64)
+    backward = np.asarray(backward_s, np.float64)
+    stages = pp * vp
+    ahead = _sends(send_forward_s, stages)
+    back = _sends(send_backward_s, stages)
+    m = np.asarray(micro_batches)[..., None]
+    head = _before(forward + ahead)
+    tail = _before(backward + back)
+    shape = (*np.broadcast_shapes(forward.shape, backward.shape, head.shape, tail.shape)[:-1], vp, pp)
+    head, tail = np.broadcast_to(head, (*shape[:-2], stages)), np.broadcast_to(tail, (*shape[:-2], stages))
+    work_f = np.broadcast_to(forward, (*shape[:-2], stages)).reshape(shape)
+    work_b = np.broadcast_to(backward, (*shape[:-2], stages)).reshape(shape)
+    first = np.minimum(pp if schedule == "interleaved" else m, m)
+    if schedule == "interleaved":
+        group = np.where(np.asarray(group_size) == 0, pp, group_size)[..., None]
+        rest = m % group
+        first, closing = group, np.where(rest == 0, group, rest)
+    else:
+        closing = first
+    done_f = _before_chunk(work_f) * first[..., None]
+    done_b = _before_chunk(work_b) * closing[..., None]
+    opens = (head.reshape(shape) - done_f).max(axis=-2)
+    closes = (tail.reshape(shape) - done_b).max(axis=-2)
+    bound = (opens + m * (work_f + work_b).sum(axis=-2) + closes).max(axis=-1)
+    if schedule in ("gpipe", "interleaved-bfs"):
+        bound = np.maximum(bound, _one_way(work_f, ahead, m) + _one_way(work_b, back, m))
+    if schedule in ("1f1b", "eager-1f1b"):
+        both = head + tail
+        lap = both[..., -1:] + forward[..., -1:] + backward[..., -1:] - both
+        bound = np.maximum(bound, _laps(schedule, both, lap, backward, pp, m))
+    return np.asarray(bound, np.float64)
+
+
+def _split_bound(
+    schedule: str,
+    forward_s: npt.ArrayLike,
+    backward_s: npt.ArrayLike,
+    pp: int,
+    micro_batches: Number,
+    send_forward_s: Number,
+) -> Floats:
+    """The way to each rank and its work; a rank may end on weight gradients, so no way back can be counted."""
+    forward = np.asarray(forward_s, np.float64)
+    work = forward + np.asarray(backward_s, np.float64)
+    stages = work.shape[-1]
+    head = _before(forward + _sends(send_forward_s, stages))
+    m = np.asarray(micro_batches)[..., None]
+    if schedule in BIDIRECTIONAL:
+        head, work = np.minimum(head, head[..., ::-1]), (work + work[..., ::-1]) / 2
+    elif schedule in FOLDED:
+        head, work = head[..., :pp], work[..., :pp] + work[..., : pp - 1 : -1]
+    else:
+        head, work = head[..., :pp], work.reshape(*work.shape[:-1], stages // pp, pp).sum(axis=-2)
+    found: Floats = (head + m * work).max(axis=-1)
+    return found
+
+
+def _laps(schedule: str, both: Floats, lap: Floats, backward: Floats, pp: int, m: npt.NDArray[Any]) -> Floats:
+    room = pp - np.arange(pp)
+    room = room if schedule == "1f1b" else 2 * room - 1
+    laps = 1 + (m - 1) // room
+    left = (m - 1) % room
+    found: Floats = (both + laps * lap + left * backward).max(axis=-1)
+    return found
+
+
+def _one_way(work: Floats, sends: Floats, m: npt.NDArray[Any]) -> Floats:
+    """All forwards (or all backwards) alone: no rank begins the way back before the last forward is through."""
+    stages = work.shape[-1] * work.shape[-2]
+    step = work.reshape(*work.shape[:-2], stages) + sends
+    head = _before(step)
+    rest = step.sum(axis=-1, keepdims=True) - head - work.reshape(step.shape)
+    total = work.sum(axis=-2, keepdims=True)
+    later = total - _before_chunk(work) - work
+    opens = np.maximum.accumulate(head.reshape(work.shape) - _before_chunk(work) * m[..., None], axis=-2)
+    closes = rest.reshape(work.shape) - later * m[..., None]
+    found: Floats = (opens + m[..., None] * total + closes).max(axis=(-1, -2))
+    return found
+
+
+def _sends(value: Number, stages: int) -> Floats:
+    """Send seconds after each stage, the last stage sending nowhere."""
+    array = np.asarray(value, np.float64)
+    if array.ndim == 0:
+        array = np.full(stages - 1, float(array))
+    return np.concatenate([array, np.zeros((*array.shape[:-1], 1))], axis=-1)
+
+
+def _before(values: Floats) -> Floats:
+    """Sum of all entries before each one, along the last axis."""
+    return np.cumsum(values, axis=-1) - values
+
+
+def _before_chunk(values: Floats) -> Floats:
+    """Sum over the earlier chunks of the same rank; axes (..., chunk, rank)."""
+    return np.cumsum(values, axis=-2) - values
+
+
+def lower_bound_by_class_s(
+    schedule: str,
+    *,
+    first_s: Number,
+    middle_s: Number,
+    last_s: Number,
+    pp: Number,
+    micro_batches: Number,
+    vp: Number = 1,
+    send_s: Number = 0.0,
+) -> Floats:
+    """`lower_bound_s` for a first stage, equal middle stages and a last stage; broadcasts over everything.
+
+    `first_s`, `middle_s`, `last_s` are forward plus backward seconds of one stage and micro-batch, `send_s` one
+    activation plus one gradient transfer. With one stage in all, its time is first + last - middle.
+    """
+    if schedule not in SCHEDULES:
+        raise InputError([f"unknown schedule {schedule!r}. {did_you_mean(schedule, SCHEDULES)}"])
+    first, middle, last = (np.asarray(value, np.float64) for value in (first_s, middle_s, last_s))
+    p, m, v = np.asarray(pp), np.asarray(micro_batches), np.asarray(vp)
+    if schedule in (*FOLDED, *BIDIRECTIONAL):
+        ends = (first + last) / (2 if schedule in BIDIRECTIONAL else 1)
+        inner = np.where(p >= 2 + (schedule in BIDIRECTIONAL), v * middle, 0.0)
+        return np.asarray(m * np.maximum(ends, inner))
+    more = (v - 1) * middle
+    if schedule not in FUSED:
+        bound = m * np.maximum(np.maximum(first, last) + more, np.where(p >= 3, v * middle, 0.0))
+        return np.where(p == 1, m * (first + last + (v - 2) * middle), bound)
+    way_last = first + (p - 2) * middle + (p - 1) * send_s
+    way_inner = first + (p - 3) * middle + (p - 2) * send_s
+    bound = np.maximum(m * (first + more), way_last + m * (last + more))
+    bound = np.where(p >= 3, np.maximum(bound, way_inner + m * v * middle), bound)
+    if schedule == "gpipe":
+        bound = np.maximum(bound, way_last + last + (m - 1) * np.maximum(np.maximum(first, last), middle * (p >= 3)))
+    if schedule in ("1f1b", "eager-1f1b"):
+        room = p if schedule == "1f1b" else 2 * p - 1
+        bound = np.maximum(bound, (1 + (m - 1) // room) * (way_last + last))
+    return np.where(p == 1, m * (first + last + (v - 2) * middle), bound)
