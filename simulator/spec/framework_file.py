@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import PurePath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from simulator.errors import InputError, did_you_mean
-from simulator.spec.reading import Document, validated
+from simulator.errors import did_you_mean
+from simulator.spec.reading import Document, Fault, raise_faults, validated
 from simulator.spec.run import OPTIMIZERS, PRECISIONS, Framework, Run
 from simulator.spec.strategy import CONTEXT_KINDS, RECOMPUTE, SCHEDULES, Strategy
 
@@ -37,6 +38,9 @@ def _known_defaults() -> dict[str, type]:
     optional = {"dropout": float, "capacity_factor": float, "global_batch": int}
     flags = {name: bool for name in types if name.startswith("overlap_")}
     return {**types, **optional, **flags}
+
+
+_UNCITED = {"name", "title", "systems", "since", "defaults", "sources"}
 
 
 class FrameworkFile(BaseModel):
@@ -80,44 +84,35 @@ class FrameworkFile(BaseModel):
     defaults: dict[str, str | int | float | bool] = {}
     sources: dict[str, str]
 
-    @model_validator(mode="after")
-    def _agrees(self) -> Self:
-        problems = []
-        for pattern in self.systems:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                problems.append(f"systems: {pattern!r} is not a regular expression ({error})")
-        said = self.model_fields_set - {"name", "title", "systems", "since", "defaults", "sources"}
-        problems += [
-            f"sources.{key} is missing: each statement names where it is from"
-            for key in sorted(said - set(self.sources))
-        ]
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
-
 
 def read_framework(document: Document) -> Framework:
     """The profile that a document describes. Raises InputError with every problem and its line."""
     file = validated(document, FrameworkFile)
-    problems = []
-    stem = PurePath(document.path).stem
+    raise_faults(document, _faults(file, PurePath(document.path).stem))
+    values = {name: getattr(file, name) for name in type(file).model_fields}
+    return Framework(**{**values, "systems": tuple(file.systems)})
+
+
+def _faults(file: FrameworkFile, stem: str) -> Iterator[Fault]:
+    """What is wrong across the keys of a profile."""
     if file.name != stem:
-        problems.append(document.problem("name", f'"{file.name}" is not the name of its file, {stem}.'))
+        yield ("name",), f'"{file.name}" is not the name of its file, {stem}.', ""
+    for index, pattern in enumerate(file.systems):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield ("systems", index), f"no regular expression: {error}.", ""
+    for key in sorted(file.model_fields_set - _UNCITED - set(file.sources)):
+        yield ("sources", key), "missing key: each statement names where it is from.", ""
     known = _known_defaults()
     for key, value in file.defaults.items():
         at = ("defaults", key)
         if key not in known:
-            problems.append(document.problem(at, "unknown key.", did_you_mean(key, known)))
+            yield at, "unknown key.", did_you_mean(key, known)
         elif not _is_of(value, known[key]):
-            problems.append(document.problem(at, f"must be of type {known[key].__name__}, got {value!r}."))
+            yield at, f"must be of type {known[key].__name__}, got {value!r}.", ""
         elif key in _CHOICES and value not in _CHOICES[key]:
-            problems.append(document.problem(at, f'"{value}" is not known.', did_you_mean(str(value), _CHOICES[key])))
-    if problems:
-        raise InputError(problems)
-    values = {name: getattr(file, name) for name in type(file).model_fields}
-    return Framework(**{**values, "systems": tuple(file.systems)})
+            yield at, f'"{value}" is not known.', did_you_mean(str(value), _CHOICES[key])
 
 
 def _is_of(value: object, wanted: type) -> bool:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import PurePath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from simulator.errors import InputError, Problem
+from simulator.errors import did_you_mean
 from simulator.spec.hardware import Device
-from simulator.spec.kernels import KernelModel
-from simulator.spec.reading import Document, quantity, validated
+from simulator.spec.kernels import KernelModel, kernel_model_for
+from simulator.spec.reading import Document, Fault, quantity, raise_faults, validated
 
 Bytes = Annotated[float, quantity("bytes"), Field(gt=0)]
 BytesPerS = Annotated[float, quantity("bandwidth"), Field(gt=0)]
@@ -63,35 +64,26 @@ class DeviceFile(_Table):
     """Dense peak of the matrix units by dtype."""
     sources: dict[str, Text]
 
-    @model_validator(mode="after")
-    def _agrees(self) -> Self:
-        problems = []
-        if self.memory_usable is not None and self.memory_usable > self.memory:
-            problems.append(
-                f"memory_usable({self.memory_usable:.6g} bytes) > memory({self.memory:.6g} bytes): less is usable "
-                "than is installed"
-            )
-        if not {"fp32", "fp16", "bf16"} & set(self.peak):
-            problems.append("peak has none of bf16, fp16 and fp32, so no training step can be timed")
-        cited = set(self.sources)
-        said = {name for name in _CITED if getattr(self, name) is not None}
-        problems += [
-            f"sources.{name} is missing: every number names where it is from" for name in _ordered(said - cited)
-        ]
-        problems += [
-            f"sources.{name} cites a key that the file does not have" for name in _ordered(cited - said - _FREE)
-        ]
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
-
 
 _CITED = ("memory", "memory_usable", "memory_bandwidth", "cache", "units", "tdp", "price", "vector", "peak")
 _FREE = {"note", "aliases"}
 
 
-def _ordered(names: set[str]) -> list[str]:
-    return sorted(names)
+def _device_faults(file: DeviceFile) -> Iterator[Fault]:
+    """What is wrong across the keys of a device file."""
+    if file.memory_usable is not None and file.memory_usable > file.memory:
+        yield (
+            "memory_usable",
+            f"{file.memory_usable:.6g} bytes > memory({file.memory:.6g} bytes).",
+            "Is it GB, not GiB?",
+        )
+    if not {"fp32", "fp16", "bf16"} & set(file.peak):
+        yield "peak", "none of bf16, fp16 and fp32 is given, so no training step can be timed.", ""
+    said = {name for name in _CITED if getattr(file, name) is not None}
+    for name in sorted(said - set(file.sources)):
+        yield f"sources.{name}", "missing key: every number names where it is from.", ""
+    for name in sorted(set(file.sources) - said - _FREE):
+        yield f"sources.{name}", "cites a key that the file does not give.", did_you_mean(name, said)
 
 
 def read_device(document: Document, kernels: Mapping[str, KernelModel]) -> Device:
@@ -99,9 +91,8 @@ def read_device(document: Document, kernels: Mapping[str, KernelModel]) -> Devic
 
     Raises InputError with every problem and its line.
     """
-    from simulator.spec.kernels import kernel_model_for
-
     file = validated(document, DeviceFile)
+    raise_faults(document, _device_faults(file))
     name = PurePath(document.path).stem
     sources = {"status": file.status, **file.sources}
     vector_flops_per_s = file.vector
@@ -177,49 +168,42 @@ class ClusterFile(_Table):
     tiers: Annotated[list[TierFile], Field(min_length=1)]
     source: Text
 
-    @model_validator(mode="after")
-    def _agrees(self) -> Self:
-        problems = [*self._tier_problems()]
-        if bool(self.device and self.nodes) == bool(self.node_groups):
-            problems.append("give device and nodes, or node_groups, one of the two")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
 
-    def _tier_problems(self) -> list[str]:
-        problems = []
-        below = 1
-        for index, tier in enumerate(self.tiers):
-            if tier.size is None:
-                if index < len(self.tiers) - 1:
-                    problems.append(f"tier {tier.name} has no size, and only the outermost may leave it out")
-                continue
-            if tier.size % below or (index and tier.size == below):
-                problems.append(
-                    f"tier {tier.name}: size({tier.size}) is no larger multiple of the one inside ({below})"
-                )
-            below = tier.size
-            product = 1
-            for length in tier.shape:
-                product *= length
-            if tier.shape and product != tier.size:
-                problems.append(
-                    f"tier {tier.name}: shape {' * '.join(map(str, tier.shape))} = {product} != size({tier.size})"
-                )
-        names = [tier.name for tier in self.tiers]
-        problems += [f"two tiers are called {name}" for name in sorted({n for n in names if names.count(n) > 1})]
-        return problems
+def _cluster_faults(file: ClusterFile) -> Iterator[Fault]:
+    """What is wrong across the keys of a cluster file."""
+    if file.node_groups and (file.device or file.nodes):
+        yield "node_groups", "given together with device or nodes.", "Give one of the two."
+    if not file.node_groups:
+        for key in ("device", "nodes"):
+            if getattr(file, key) is None:
+                yield key, "missing key.", ""
+    below = 1
+    names: set[str] = set()
+    for index, tier in enumerate(file.tiers):
+        at = f"tiers.{index}"
+        if tier.name in names:
+            yield f"{at}.name", f'two tiers are called "{tier.name}".', ""
+        names.add(tier.name)
+        if tier.size is None and index < len(file.tiers) - 1:
+            yield f"{at}.size", "missing key: only the outermost tier may leave its size out.", ""
+        if tier.size is not None and (tier.size % below or (index and tier.size == below)):
+            yield f"{at}.size", f"{tier.size} is no larger multiple of {below}, the size of the tier inside.", ""
+        below = tier.size or below
+        yield from _shape_faults(tier, at)
+
+
+def _shape_faults(tier: TierFile, at: str) -> Iterator[Fault]:
+    if tier.topology == "torus" and not tier.shape:
+        yield f"{at}.shape", "missing key: a torus needs its shape.", "Write it like shape = [16, 16]."
+    if tier.shape and tier.topology not in ("torus", "mesh"):
+        yield f"{at}.shape", f"a {tier.topology} has no shape.", 'Is topology = "torus" meant?'
+    elif tier.shape and math.prod(tier.shape) != tier.size:
+        product = " * ".join(map(str, tier.shape))
+        yield f"{at}.shape", f"{product} = {math.prod(tier.shape)} != size({tier.size}).", ""
 
 
 def read_cluster_file(document: Document) -> ClusterFile:
     """The checked contents of a cluster file. Raises InputError with every problem and its line."""
     file = validated(document, ClusterFile)
-    problems: list[Problem] = []
-    for index, tier in enumerate(file.tiers):
-        if tier.topology == "torus" and not tier.shape:
-            problems.append(document.problem(("tiers", index, "shape"), "a torus needs its shape, such as [16, 16]."))
-        if tier.shape and tier.topology not in ("torus", "mesh"):
-            problems.append(document.problem(("tiers", index, "shape"), f"a {tier.topology} has no shape."))
-    if problems:
-        raise InputError(problems)
+    raise_faults(document, _cluster_faults(file))
     return file

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 Model = TypeVar("Model", bound="BaseModel")
+
+Fault = tuple[str | KeyPath, str, str]
+"""What is wrong across the keys of a document: key, message, hint."""
 
 MAX_FILE_BYTES = 256 * 1024
 MAX_INTEGER = 2**53
@@ -94,6 +97,13 @@ def validated(document: Document, model: type[Model]) -> Model:
         return model.model_validate(document.table)
     except ValidationError as error:
         raise InputError(problems_of(error, document, model)) from None
+
+
+def raise_faults(document: Document, faults: Iterable[Fault]) -> None:
+    """Raises one InputError with every fault at its line, in the order of the file; nothing when there is none."""
+    found = [(document.line(key), document.problem(key, message, hint)) for key, message, hint in faults]
+    if found:
+        raise InputError([problem for _, problem in sorted(found, key=lambda pair: pair[0])])
 
 
 def quantity(dimension: str) -> Any:
