@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 STAMP := $(VENV)/stamp
 
 .PHONY: help run test lint bench validate validate-measured clean

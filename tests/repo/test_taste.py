@@ -151,4 +151,5 @@ def test_the_version_is_said_once(root: Path) -> None:
     assert version, 'simulator/__init__.py says __version__ = "MAJOR.MINOR.PATCH"'
     changelog = (root / "CHANGELOG.md").read_text(encoding="utf-8")
     newest = re.search(r"^## (\d+\.\d+\.\d+)", changelog, re.MULTILINE)
-    assert newest and newest[1] == version[1], "the newest entry of CHANGELOG.md is this version"
+    assert newest
+    assert newest[1] == version[1], "the newest entry of CHANGELOG.md is this version"
