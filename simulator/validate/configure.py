@@ -17,7 +17,7 @@ from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
 from simulator.spec.run import Framework, Run
 from simulator.spec.strategy import Strategy
-from simulator.validate.models import Skip, model_for
+from simulator.validate.models import Skip, generator_of, model_for
 from simulator.validate.runs import PublishedRun, flags
 from simulator.validate.software import framework_for, noted, recompute_modules, year_of
 
@@ -42,7 +42,8 @@ class Facts(Protocol):
 class Configuration:
     """What a row means. `strategies` holds one, or the candidates among which the source chose."""
 
-    model: ModelSpec
+    models: tuple[ModelSpec, ...]
+    """One, or the two that ELECTRA trains in a step."""
     cluster: Cluster
     run: Run
     strategies: tuple[Strategy, ...]
@@ -90,8 +91,9 @@ def _configure(row: PublishedRun, facts: Facts) -> Configuration:
     strategies = _strategies(row, model, framework, taken)
     strategies = tuple(replace(s, **says.strategy) for s in strategies)  # type: ignore[arg-type]
     taken += [f"{k} = {v} (notes)" for k, v in {**says.run, **says.strategy}.items()]
+    models = generator_of(model) if "generator + discriminator" in row.notes else (model,)
     return Configuration(
-        model=model, cluster=cluster, run=run, strategies=strategies, framework=framework, defaults=tuple(taken)
+        models=models, cluster=cluster, run=run, strategies=strategies, framework=framework, defaults=tuple(taken)
     )
 
 
@@ -133,15 +135,17 @@ def _strategies(row: PublishedRun, model: ModelSpec, framework: Framework, taken
     found: list[Strategy] = []
     tps = _tensor_degrees(row, pp, cp)
     for tp in tps:
-        dp = _data_degree(row, tp, pp, cp, taken if tp == tps[-1] else [])
+        dp = _data_degree(row, tp, pp, cp, taken if len(tps) == 1 else [])
         for micro_batch in _micro_batches(row, framework, dp):
             base = Strategy(
                 tp=tp, pp=pp, cp=cp, dp=dp, micro_batch=micro_batch,
                 zero=row.zero if row.zero is not None else int(defaults.get("zero", 0)),
                 sequence_parallel=tp > 1 and (bool(defaults.get("sequence_parallel")) if row.sp is None else row.sp),
             )  # fmt: skip
-            base = _pipeline(row, model, _experts(row, model, framework, base))
-            found.append(_recompute(row, model, framework, base))
+            base = _recompute(row, model, framework, _pipeline(row, model, base))
+            found += _experts(row, model, framework, base)
+    if not tps:
+        raise _Unclear("tp * cp * pp does not divide the devices", f"pp({pp}), {row.devices} devices; {row.notes}")
     if not found:
         raise _Unclear("no micro-batch divides the batch", f"global_batch({row.global_batch})")
     found = found[:MAX_CANDIDATES]
@@ -200,17 +204,22 @@ def _micro_batches(row: PublishedRun, framework: Framework, dp: int) -> list[int
     return [size for size in (1, 2, 4, 8, 16, 32, 64) if share % size == 0]
 
 
-def _experts(row: PublishedRun, model: ModelSpec, framework: Framework, base: Strategy) -> Strategy:
-    """Expert degrees: as stated; etp as the framework has it (0: as tp) where the folding allows."""
+def _experts(row: PublishedRun, model: ModelSpec, framework: Framework, base: Strategy) -> list[Strategy]:
+    """Expert degrees: as stated; etp as the framework has it (0: as tp) where the folding allows.
+
+    Where the software shards on its own (no tp stated), experts stay whole or are spread over the replicas.
+    """
     if not model.mixture:
-        return base
+        return [base]
+    if row.ep is None and row.tp is None and base.dp > 1 and (row.experts or 1) % base.dp == 0:
+        return [base, replace(base, ep=base.dp)]
     ep = row.ep or 1
     etp = row.etp
     if etp is None:
         etp = int(framework.defaults.get("etp", 1)) or base.tp
         if (base.tp * base.cp * base.dp) % (ep * etp):
             etp = 1
-    return replace(base, ep=ep, etp=etp)
+    return [replace(base, ep=ep, etp=etp)]
 
 
 def _pipeline(row: PublishedRun, model: ModelSpec, base: Strategy) -> Strategy:

@@ -8,10 +8,12 @@ agree; otherwise from the plain architecture of its kind (GPT-2, LLaMA, BERT, T5
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from simulator.arch.parameters import parameters
 from simulator.spec.model import (
     AttentionSpec,
     EmbeddingSpec,
@@ -24,8 +26,9 @@ from simulator.spec.model import (
 )
 from simulator.validate.runs import PublishedRun
 
-MATCH = 0.55
-"""Least likeness of two normalised names for a dense row to be taken as a catalogue model."""
+MATCH, MATCH_MIXTURE = 0.55, 0.3
+"""Least likeness of two normalised names for a row to be taken as a catalogue model; the count and width of its experts
+already tell a mixture."""
 TITLED = re.compile(r"MODELS\.csv\[([^\]]+)\]")
 """How the transcriber of a row names the catalogue model that its dimensions were completed from."""
 
@@ -62,6 +65,9 @@ def model_for(run: PublishedRun, catalogue: Mapping[str, ModelSpec], vocab: int)
         return Skip("model dimensions missing", ", ".join(missing))
     taken = [] if run.vocab else [f"vocab = {vocab} (framework)"]
     known = named_model(run, catalogue.values())
+    if run.arch == "encoder-decoder" and known is None and _per_stack(run, vocab):
+        run = replace(run, layers=2 * (run.layers or 0))
+        taken.append(f"layers = {run.layers} (as many again in the decoder: the size in the name)")
     if known is not None:
         model, notes = adapted(run, known)
         taken += [f"model = {known.name} (catalogue)", *notes]
@@ -78,15 +84,21 @@ def model_for(run: PublishedRun, catalogue: Mapping[str, ModelSpec], vocab: int)
 def named_model(run: PublishedRun, catalogue: Iterable[ModelSpec]) -> ModelSpec | None:
     """The catalogue model that a row names, if its dimensions agree with the row's."""
     titled = TITLED.search(run.assumed)
-    wanted = normalised(titled.group(1) if titled else run.model)
-    best, best_likeness = None, 0.0
+    wanted = normalised(titled.group(1) if titled else run.model.split(" truncated to ")[0])
+    best, best_likeness = None, MATCH_MIXTURE if run.mixture else MATCH
     for model in catalogue:
-        if not agrees(run, model):
+        known = normalised(model.name)
+        if not agrees(run, model) or (not run.mixture and _letters(known) != _letters(wanted)):
             continue
-        likeness = difflib.SequenceMatcher(None, wanted, normalised(model.name)).ratio()
-        if likeness > best_likeness:
+        likeness = difflib.SequenceMatcher(None, wanted, known).ratio()
+        if likeness >= best_likeness:
             best, best_likeness = model, likeness
-    return best if best_likeness >= (MATCH if not run.mixture else 0.3) else None
+    return best
+
+
+def _letters(name: str) -> str:
+    """The letters that a normalised name begins with: its series ("gpt", "llama", "mpt")."""
+    return re.match(r"[a-z]*", name).group()  # type: ignore[union-attr]
 
 
 def agrees(run: PublishedRun, model: ModelSpec) -> bool:
@@ -191,6 +203,43 @@ def plain_model(run: PublishedRun) -> ModelSpec:
         head=_head(run, tied=not llama),
         norm="rmsnorm" if llama else "layernorm", norm_bias=not llama,
     )  # fmt: skip
+
+
+def _per_stack(run: PublishedRun, vocab: int) -> bool:
+    """Whether twice the layers come nearer to the parameters in the model's name ("T5 3B") than the layers do."""
+    named = re.search(r"([\d.]+)\s*([MB])\b", run.model, re.IGNORECASE)
+    if not named:
+        return False
+    size = float(named.group(1)) * (1e9 if named.group(2).upper() == "B" else 1e6)
+    twice = replace(run, layers=2 * (run.layers or 0))
+    counts = [parameters(replace_vocab(plain_model(r), run.vocab or vocab)).total for r in (run, twice)]
+    return abs(math.log(counts[1] / size)) < abs(math.log(counts[0] / size))
+
+
+def replace_vocab(model: ModelSpec, vocab: int) -> ModelSpec:
+    """The same model with another vocabulary."""
+    return replace(model, embedding=replace(model.embedding, vocab=vocab))
+
+
+def generator_of(discriminator: ModelSpec) -> tuple[ModelSpec, ModelSpec]:
+    """ELECTRA's two models (Clark et al. 2020, table 6): a generator a third as wide, and a discriminator without
+    a vocabulary, which shares the generator's token table (DeepLearningExamples ELECTRA generator_hidden_size 1/3).
+    """
+    stack = discriminator.stacks[0]
+    layer, count = stack.runs[0]
+    attention, forward = layer.attention, layer.feed_forward
+    if attention is None or forward is None:
+        return discriminator, discriminator
+    narrow = replace(
+        layer,
+        attention=replace(attention, heads=attention.heads // 3, kv_heads=attention.kv_heads // 3),
+        feed_forward=replace(forward, hidden=forward.hidden // 3),
+    )
+    generator = replace(
+        discriminator, name=f"{discriminator.name}-generator", hidden=discriminator.hidden // 3,
+        stacks=(replace(stack, runs=((narrow, count),)),),
+    )  # fmt: skip
+    return generator, replace_vocab(replace(discriminator, head=HeadSpec(tied=True, transform=True)), 1)
 
 
 def _head_dim(run: PublishedRun, hidden: int, heads: int) -> int:

@@ -182,13 +182,41 @@ def _score_row(
     )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class _Together:
+    """Models trained one after the other in the same step: times and memory add."""
+
+    parts: tuple[Predicted, ...]
+
+    @property
+    def step_time_s(self) -> float:
+        return sum(part.step_time_s for part in self.parts)
+
+    @property
+    def peak_memory_bytes(self) -> float:
+        return sum(part.peak_memory_bytes for part in self.parts)
+
+    @property
+    def fits(self) -> bool:
+        return all(part.fits for part in self.parts)
+
+    @property
+    def mfu(self) -> float:
+        return sum(part.mfu * part.step_time_s for part in self.parts) / self.step_time_s
+
+    @property
+    def regime(self) -> Mapping[str, str]:
+        return max(self.parts, key=lambda part: part.step_time_s).regime
+
+
 def _fastest(found: Configuration, estimator: Estimator) -> tuple[Predicted, Strategy] | Skip:
     """The candidate that fits and is fastest; the smallest when none fits; a skip when none is legal."""
     answers: list[tuple[Predicted, Strategy]] = []
     refusals: list[str] = []
     for strategy in found.strategies:
         try:
-            answers.append((estimator(found.model, found.cluster, found.run, strategy), strategy))
+            parts = [estimator(model, found.cluster, found.run, strategy) for model in found.models]
+            answers.append((parts[0] if len(parts) == 1 else _Together(tuple(parts)), strategy))
         except InputError as error:
             refusals += [f"{p.where}: {p.message}" if p.where else p.message for p in error.problems]
     if not answers:

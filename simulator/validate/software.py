@@ -61,8 +61,6 @@ def noted(run: PublishedRun) -> Noted:
         unsupported = "optimizer states offloaded to the host are not modelled"
     elif "8-bit" in run.system:
         unsupported = "8-bit optimizer states are not modelled"
-    elif "generator + discriminator" in text:
-        unsupported = "two models trained at once (generator and discriminator) are not modelled"
     return Noted(runs, strategies, unsupported)
 
 

@@ -1,0 +1,36 @@
+"""The catalogue as `configure` reads it: every model and framework profile, and clusters by device and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from simulator import catalog
+from simulator.spec.hardware import Cluster
+from simulator.spec.model import ModelSpec
+from simulator.spec.run import Framework
+
+
+@dataclass
+class CatalogueFacts:
+    """Reads the whole catalogue once and remembers clusters, since tables repeat them."""
+
+    _clusters: dict[tuple[object, ...], Cluster] = field(default_factory=dict)
+
+    @cached_property
+    def models(self) -> Mapping[str, ModelSpec]:
+        return {name: catalog.load_model(name) for name in catalog.names("models")}
+
+    @cached_property
+    def frameworks(self) -> Mapping[str, Framework]:
+        return {name: catalog.load_framework(name) for name in catalog.names("frameworks")}
+
+    def cluster(
+        self, device: str, devices: int, devices_per_node: int | None, nic_bytes_per_s: float | None
+    ) -> Cluster:
+        """The usual cluster of a device, from `catalog.cluster_for`. Raises InputError for an unknown device."""
+        key = (device, devices, devices_per_node, nic_bytes_per_s)
+        if key not in self._clusters:
+            self._clusters[key] = catalog.cluster_for(device, devices, devices_per_node, nic_bytes_per_s)
+        return self._clusters[key]
