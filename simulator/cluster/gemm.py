@@ -7,11 +7,13 @@ A candidate of rows x cols elements per tile, k split s ways, on a device of U u
 
     tiles = batch * ceil(m / rows) * ceil(n / cols) * s
     waves = max(1, ceil(tiles / U)), the last wave's step softened to a ramp of width `wave_ramp` waves
-    math  = waves * 2 rows cols (1 + tile_overhead (1/rows + 1/cols)) (k / s + prologue_k) / (efficiency peak / U)
+    cost  = rows cols (1 + tile_overhead (1/rows + 1/cols)), relative to the largest tile's cost per element
+    math  = waves * 2 cost (k / s + prologue_k) / (efficiency peak / U)
     split = split_latency_s + split_passes * s * 4 m n bytes / bandwidth, when s > 1: partial sums in fp32
 
-`tile_overhead` [elements] is the cost of loading a tile's edges, relative to multiplying its area; `prologue_k` the
-pipeline fill and epilogue in steps of k. Then, with the bytes of A, B and C moved once,
+`efficiency` is the largest tile's share of the datasheet peak, `tile_overhead` [elements] the cost of loading a tile's
+edges relative to multiplying its area, `prologue_k` the pipeline fill and epilogue in steps of k. Then, with the bytes
+of A, B and C moved once,
 
     memory = (bytes + ramp_penalty * min(bytes, ramp_bytes)) / (memory_efficiency bandwidth)
     busy   = (min math^p + memory^p)^(1/p)
@@ -98,8 +100,8 @@ def best_math_s(
     """Least seconds over candidate tiles (first axis of `tiles`) and k-splits [s]."""
     units = max(device.units, 1)
     rows, cols = candidate_tiles(c)
-    area = rows * cols + c["tile_overhead"] * (rows + cols)
-    per_k = 2.0 * area * units / (c["efficiency"] * peak)
+    edges = 1.0 + c["tile_overhead"] * (1.0 / rows + 1.0 / cols)
+    per_k = 2.0 * rows * cols * (edges / edges.min()) * units / (c["efficiency"] * peak)
     best: Any = np.inf
     for split in SPLITS:
         filled = tiles * (split / units)

@@ -1,12 +1,13 @@
 """The constants of a device's kernels: what they are, and which a device without its own measurements takes.
 
-Their meaning is with the formulas that use them: `cluster/gemm.py`, `attention.py`, `grouped.py`, `memory.py`.
+Their meaning is with the formulas that use them: `cluster/gemm.py`, `grouped.py`, `attention.py`, `memory.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,43 +22,104 @@ class KernelModel:
     """"fitted" (own kernel measurements), "inherited" (the generation's efficiencies with own peaks) or "assumed"."""
     source: str = ""
     residuals: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Errors of the fit on rows kept out of it, by family and dtype: rows, mean, median, p90, bias (relative)."""
 
 
-_POINTWISE = {"memory_efficiency": 0.80, "latency_s": 3.0e-6}
-_LOOKUP = {"memory_efficiency": 0.50, "latency_s": 3.0e-6}
+GEMM_CONSTANTS = (
+    "largest_tile", "efficiency", "tile_overhead", "prologue_k", "wave_ramp", "split_latency_s", "split_passes",
+    "memory_efficiency", "ramp_penalty", "ramp_bytes", "overlap_power", "latency_s", "throttle", "throttle_time_s",
+)  # fmt: skip
+NEEDED: Mapping[str, tuple[str, ...]] = {
+    "gemm": GEMM_CONSTANTS,
+    "grouped_gemm": (*GEMM_CONSTANTS, "ragged_tiles"),
+    "attention": (
+        "efficiency", "score_unit_s", "tail", "memory_efficiency", "latency_s", "throttle", "throttle_time_s",
+        "backward_rate",
+    ),
+    "pointwise": ("memory_efficiency", "latency_s"),
+    "lookup": ("memory_efficiency", "latency_s"),
+}  # fmt: skip
+"""The constants that each kernel family needs."""
 
 
-def _assumed(efficiency: float, evidence: str) -> KernelModel:
-    gemm = {
-        "efficiency": efficiency, "tile_overhead": 0.0, "prologue_k": 128.0, "latency_s": 4.0e-6,
-        "memory_efficiency": 0.80, "wave_ramp": 0.5,
-    }  # fmt: skip
-    attention = {
-        "efficiency": 0.55 * efficiency, "backward_efficiency": 0.45 * efficiency, "score_flops": 64.0,
-        "prologue_kv": 128.0, "latency_s": 6.0e-6, "memory_efficiency": 0.70,
-    }  # fmt: skip
-    return KernelModel(
-        constants={
-            "gemm.bf16": gemm, "attention.bf16": attention, "grouped_gemm.bf16": {**gemm, "latency_s": 8.0e-6},
-            "pointwise": _POINTWISE, "lookup": _LOOKUP,
-        },
-        provenance="assumed",
-        source=evidence,
-    )  # fmt: skip
+def kernel_model_of(table: Mapping[str, Any]) -> KernelModel:
+    """The kernel model in a parsed calibration table (hardware/calibration/*.toml).
 
-
-_GENERIC = _assumed(0.70, "no measurement of this generation: 70 % of the matrix peak assumed")
-_ASSUMED: Mapping[str, KernelModel] = {}
+    `table` has `source`, `constants` (by family and dtype) and `residuals`. Raises KeyError naming the first family or
+    constant that is missing: the files are written by tools/fit_kernels.py.
+    """
+    constants = {name: dict(values) for name, values in table["constants"].items()}
+    for family, names in NEEDED.items():
+        held = [key for key in constants if key.split(".")[0] == family]
+        if not held:
+            raise KeyError(f"constants.{family}")
+        for key in held:
+            for name in names:
+                constants[key][name] = float(constants[key][name])
+    residuals = {name: dict(values) for name, values in table.get("residuals", {}).items()}
+    return KernelModel(constants=constants, provenance="fitted", source=str(table["source"]), residuals=residuals)
 
 
 def kernel_model_for(generation: str, device_name: str, calibrations: Mapping[str, KernelModel]) -> KernelModel:
-    """The kernel constants of a device: its own calibration, else its generation's, else stated defaults.
+    """The kernel constants of a device: fitted on it, inherited from its generation, or stated defaults.
 
-    `calibrations` is keyed by device name or generation (the stems of hardware/calibration/*.toml). Constants are
-    efficiencies and tile overheads, not rates, so an inherited set works with the device's own peaks and bandwidth.
+    `calibrations` is keyed by generation (the stems of hardware/calibration/GENERATION.toml) or by device name. A
+    generation's file is fitted on one device of it, named in MEASURED; every other device of the generation inherits:
+    constants are efficiencies and overheads, so they work with the device's own peaks, bandwidth and units.
     """
     if device_name in calibrations:
         return calibrations[device_name]
     if generation in calibrations:
-        return replace(calibrations[generation], provenance="inherited")
-    return _ASSUMED.get(generation, _GENERIC)
+        model = calibrations[generation]
+        if device_name == MEASURED.get(generation):
+            return model
+        source = f"{model.source}; measured on {MEASURED.get(generation, generation)}, taken for {device_name}"
+        return replace(model, provenance="inherited", source=source, residuals={})
+    return assumed_model(generation)
+
+
+MEASURED: Mapping[str, str] = {
+    "ampere": "a100-sxm-80gb", "hopper": "h100-sxm-80gb", "blackwell": "b200-sxm-180gb",
+}  # fmt: skip
+"""The device of each generation whose kernels were measured."""
+
+_EVIDENCE: Mapping[str, tuple[float, str]] = {
+    "pascal": (0.70, "no matrix units; 70 % of the vector peak assumed"),
+    "volta": (0.70, "no table; 70 % assumed, below A100's measured 87 % (stas00/ml-engineering, MAMF)"),
+    "ada": (0.70, "no table; 70 % assumed, below A100's measured 87 % (stas00/ml-engineering, MAMF)"),
+    "cdna2": (0.50, "no table; 50 % assumed, next to MI300X's measured 51.4 % (stas00/ml-engineering, MAMF)"),
+    "cdna3": (0.56, "best shape measured: MI300X 51.4 %, MI325X 60.4 % of peak (stas00/ml-engineering, MAMF)"),
+    "cdna4": (0.62, "best shape measured: MI355X 1565 of 2516 TFLOP/s (stas00/ml-engineering, MAMF)"),
+    "gaudi": (0.80, "best shape measured: Gaudi2 96.9 %, Gaudi3 74.1 % of peak (stas00/ml-engineering, MAMF)"),
+    "tpu": (0.80, "no kernel table; 80 % of peak assumed for large products"),
+    "trainium": (0.70, "no kernel table; 70 % of peak assumed for large products"),
+    "cpu": (0.60, "no kernel table; 60 % of peak assumed, `shardwise calibrate` measures it"),
+}
+"""Share of the matrix peak that large products reach, for generations without a calibration."""
+
+
+def assumed_model(generation: str) -> KernelModel:
+    """Stated defaults for a generation that was not measured: tiles of 128, no throttling, 80 % of bandwidth."""
+    efficiency, evidence = _EVIDENCE.get(
+        generation, (0.70, "no measurement of this generation; 70 % of the matrix peak assumed")
+    )
+    gemm = {
+        "largest_tile": 128.0, "efficiency": efficiency, "tile_overhead": 10.0, "prologue_k": 150.0, "wave_ramp": 1.0,
+        "split_latency_s": 5.0e-6, "split_passes": 2.0, "memory_efficiency": 0.80, "ramp_penalty": 0.1,
+        "ramp_bytes": 64.0e6, "overlap_power": 4.0, "latency_s": 4.0e-6, "throttle": 0.0, "throttle_time_s": 1.0e-3,
+    }  # fmt: skip
+    attention = {
+        "efficiency": 0.6 * efficiency, "score_unit_s": 0.0, "tail": 0.5, "memory_efficiency": 0.6, "latency_s": 1.0e-5,
+        "throttle": 0.0, "throttle_time_s": 1.0e-3, "backward_rate": 0.85,
+    }  # fmt: skip
+    return KernelModel(
+        constants={
+            "gemm.bf16": gemm,
+            "grouped_gemm.bf16": {**gemm, "latency_s": 1.0e-5, "ragged_tiles": 0.5},
+            "attention.bf16": attention,
+            "pointwise": {"memory_efficiency": 0.80, "latency_s": 3.0e-6},
+            "lookup": {"memory_efficiency": 0.50, "latency_s": 3.0e-6},
+        },
+        provenance="assumed",
+        source=evidence,
+    )
