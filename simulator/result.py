@@ -125,6 +125,11 @@ class Estimate:
         """Fails closed: true only if the whole peak is known to be below the device's memory."""
         return self.memory.peak_bytes <= self.memory.limit_bytes
 
+    def __str__(self) -> str:
+        from simulator.report.text import estimate_text
+
+        return estimate_text(self)
+
     def timeline(self) -> Timeline:
         """The step as tasks with start and end times, rank by rank."""
         if self._timeline is None:

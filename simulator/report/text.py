@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 WIDTH = 100
 
 
-def rendered(items: Sequence[Any]) -> str:
+def rendered(items: Sequence[Any], width: int = WIDTH) -> str:
     """Rich items (tables, strings) as plain text; colours are the terminal's business, not ours."""
     from rich.console import Console
 
     buffer = StringIO()
-    console = Console(file=buffer, width=WIDTH, color_system=None, highlight=False)
+    console = Console(file=buffer, width=width, color_system=None, highlight=False)
     for item in items:
         console.print(item, markup=False) if isinstance(item, str) else console.print(item)
     return buffer.getvalue().rstrip("\n")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from simulator import catalog
 from simulator.spec.hardware import Cluster
@@ -12,11 +11,8 @@ from simulator.spec.model import ModelSpec
 from simulator.spec.run import Framework
 
 
-@dataclass
 class CatalogueFacts:
     """Reads the whole catalogue once and remembers clusters, since tables repeat them."""
-
-    _clusters: dict[tuple[object, ...], Cluster] = field(default_factory=dict)
 
     @cached_property
     def models(self) -> Mapping[str, ModelSpec]:
@@ -30,7 +26,7 @@ class CatalogueFacts:
         self, device: str, devices: int, devices_per_node: int | None, nic_bytes_per_s: float | None
     ) -> Cluster:
         """The usual cluster of a device, from `catalog.cluster_for`. Raises InputError for an unknown device."""
-        key = (device, devices, devices_per_node, nic_bytes_per_s)
-        if key not in self._clusters:
-            self._clusters[key] = catalog.cluster_for(device, devices, devices_per_node, nic_bytes_per_s)
-        return self._clusters[key]
+        return _cluster(device, devices, devices_per_node, nic_bytes_per_s)
+
+
+_cluster = lru_cache(maxsize=4096)(catalog.cluster_for)

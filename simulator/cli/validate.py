@@ -1,0 +1,94 @@
+"""shardwise validate: predictions beside published runs, measured kernels, or torch's own counts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from simulator.cli.options import json_option, print_json
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command("validate")
+@click.argument("tables", nargs=-1, metavar="[TABLE]...")
+@click.option("--kernels", is_flag=True, help="TABLEs are measured kernels (gemm, attention, moe, nccl, collectives).")
+@click.option("--counts", is_flag=True, help="Compare counts with torch's own; arguments are model names (default all).")
+@click.option("--min-flops", type=float, default=2e9, show_default=True, help="Kernels: only work of at least this.")
+@click.option("--min-bytes", type=float, default=1e6, show_default=True, help="Collectives: only sizes of at least this.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write REPORT.md and its plots here.")
+@json_option
+def command(
+    *, tables: tuple[str, ...], kernels: bool, counts: bool, min_flops: float, min_bytes: float, out: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Compare predictions with what was measured.
+
+    TABLEs are CSV files of published runs (validation/runs), scored row by row. With --kernels they are tables of
+    measured kernels; with --counts our counts are compared with torch's.
+    """
+    if kernels and counts:
+        raise click.UsageError("--kernels and --counts are two different comparisons: choose one.")
+    if counts:
+        _counts(tables, as_json=as_json)
+    elif not tables:
+        raise click.UsageError("Missing argument 'TABLE': for example validation/runs/korthikanti.csv.")
+    elif kernels:
+        _kernels(tables, min_flops, min_bytes, as_json=as_json)
+    else:
+        _runs(tables, out, as_json=as_json)
+
+
+def _runs(tables: tuple[str, ...], out: Path | None, *, as_json: bool) -> None:
+    from simulator.report.validation import scores_text
+    from simulator.validate.facts import CatalogFacts, estimator, known_reasons, known_residuals
+    from simulator.validate.runs import read_runs
+    from simulator.validate.score import score
+
+    rows = read_runs([Path(table) for table in tables])
+    scores = score(rows, estimator, CatalogFacts(), residuals=known_residuals(), progress=_progress(len(rows)))
+    if out is not None:
+        from simulator.validate.report import write_report
+
+        path = write_report(scores, out, reasons=known_reasons())
+        click.echo(f"wrote {path}", err=True)
+    if as_json:
+        print_json(scores.to_json())
+    else:
+        click.echo(scores_text(scores.to_json()))
+
+
+def _progress(total: int) -> Callable[[int], None] | None:
+    """A counter on a terminal's stderr; nothing when piped."""
+    if not sys.stderr.isatty() or total < 50:
+        return None
+
+    def show(done: int) -> None:
+        click.echo(f"\r{done} of {total} runs", nl=done == total, err=True)
+
+    return show
+
+
+def _kernels(tables: tuple[str, ...], min_flops: float, min_bytes: float, *, as_json: bool) -> None:
+    from simulator.report.validation import kernels_text
+    from simulator.validate.kernels import score_tables
+
+    rows = score_tables([Path(table) for table in tables], min_flops=min_flops, min_bytes=min_bytes)
+    if as_json:
+        print_json({"rows": rows})
+    else:
+        click.echo(kernels_text(rows))
+
+
+def _counts(models: tuple[str, ...], *, as_json: bool) -> None:
+    from simulator.report.validation import counts_text
+    from simulator.validate.torch_counts import count_rows
+
+    rows = count_rows(models)
+    if as_json:
+        print_json({"rows": rows})
+    else:
+        click.echo(counts_text(rows))
