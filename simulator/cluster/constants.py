@@ -8,7 +8,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def _folder() -> Path:
     return shipped if shipped.is_dir() else package.parent / "hardware" / "calibration"
 
 
-@lru_cache(maxsize=None)
+@cache
 def network_constants(generation: str) -> NetworkConstants:
     """The constants of `generation`, or those it inherits."""
     name = INHERITS.get(generation, generation)

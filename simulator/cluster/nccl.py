@@ -27,7 +27,11 @@ PROTOCOLS = ("ll", "ll128", "part", "simple")
 """NCCL's three protocols; "part" is Simple on part of the channels, which is how NCCL runs messages that do not
 fill them all (lower start, lower rate)."""
 NET_RING_LATENCY_S = {"ll": 2.7e-6, "ll128": 4.0e-6, "part": 14.0e-6, "simple": 14.0e-6}
+NET_SEND_LATENCY_S = dict(NET_RING_LATENCY_S)
 NET_TREE_LATENCY_S = {"ll": 5.0e-6, "ll128": 8.5e-6, "part": 14.0e-6, "simple": 14.0e-6}
+EFA_CROSSING_S = 75.0e-6
+"""What a collective's step over AWS EFA costs more than over InfiniBand: the five published sizes of an all-reduce
+on 4 x 8 B200 over EFA v4 (stas00/ml-engineering network/README.md) all come out within 15 % with it."""
 PCI_LATENCY_S = {"ll": 1.0e-6, "ll128": 2.5e-6, "part": 5.7e-6, "simple": 5.7e-6}
 NVLS_NET_LATENCY_S = 18.0e-6
 NVLS_TREE_NET_LATENCY_S = 20.9e-6
@@ -42,7 +46,7 @@ BROADCAST_SHARE = 0.86
 PROTOCOL_SHARE = {"ll": 0.5, "ll128": 0.92, "part": 1.0, "simple": 1.0}
 """LL sends 4 B of data with 4 B of flag, LL128 120 of 128 B (tuning.cc prints 0.92)."""
 
-# tuning.cc, treeCorrectionFactor[protocol][log2(bytes / 64)]
+# By protocol, then by the power of two of bytes over 64 B: treeCorrectionFactor in tuning.cc.
 TREE_CORRECTION = {
     "ll": (1, 1, 1, 1, 0.9, 0.8, 0.7, 0.7, 0.7, 0.7, 0.6, 0.5, 0.4, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1, 1, 1, 1),
     "ll128": (1, 1, 1, 1, 1, 0.9, 0.8, 0.8, 0.8, 0.7, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.8, 0.9, 0.9, 0.9, 0.9, 1, 1, 1),
@@ -119,7 +123,8 @@ class Setting:
         for inner, tier in enumerate(self.cluster.tiers[1:]):
             joined = self.spans.units[inner] - self.spans.units[inner + 1]
             if tier.kind in NET_KINDS:
-                yield joined, np.maximum(per_protocol_s[protocol], overhead) + tier.latency_s
+                software = EFA_CROSSING_S if tier.kind == "efa" and per_protocol_s is not NET_SEND_LATENCY_S else 0.0
+                yield joined, np.maximum(per_protocol_s[protocol], overhead) + tier.latency_s + software
             else:
                 yield joined, PCI_LATENCY_S[protocol] + tier.latency_s
 
@@ -164,9 +169,7 @@ def tree(setting: Setting) -> Iterator[Candidate]:
         )
 
 
-def _tree_depths(
-    setting: Setting, protocol: str, latency_s: dict[str, float]
-) -> Iterator[tuple[Number, Number]]:
+def _tree_depths(setting: Setting, protocol: str, latency_s: dict[str, float]) -> Iterator[tuple[Number, Number]]:
     """Levels of a tree over units at each tier: log2 of the units joined there."""
     for inner, (_, hop_s) in enumerate(setting.crossings(protocol, latency_s)):
         yield np.log2(setting.spans.units[inner] / setting.spans.units[inner + 1]), hop_s
@@ -225,7 +228,7 @@ def all_to_all(setting: Setting) -> Iterator[Candidate]:
     remote = np.maximum(n - setting.spans.per_node, 0)
     for name, protocol in constants.all_to_all.items():
         latency = protocol.base_s + protocol.hop_s * (np.minimum(setting.spans.per_node, n) - 1) + overhead * remote
-        for joined, hop_s in setting.crossings(name, NET_RING_LATENCY_S):
+        for joined, hop_s in setting.crossings(name, NET_SEND_LATENCY_S):
             latency = latency + np.where(joined > 0, hop_s, 0.0)
         inside = (setting.spans.per_node - 1) / n / setting.inner_rate(protocol)
         copied = 0.0 if name == "ll" else 1.0 / (n * constants.copy_bytes_per_s["all_to_all"])
@@ -255,7 +258,7 @@ def send(setting: Setting) -> Iterator[Candidate]:
         wire = np.minimum(wire, np.where(spans.units[inner] > 1, shared, np.inf))
     for name, protocol in setting.constants.send.items():
         latency: Number = protocol.base_s
-        for joined, hop_s in setting.crossings(name, NET_RING_LATENCY_S):
+        for joined, hop_s in setting.crossings(name, NET_SEND_LATENCY_S):
             latency = latency + np.where(joined > 0, hop_s, 0.0)
         link = protocol.link_fraction * setting.link_bytes_per_s(2)
         rate = np.minimum(protocol.rate_bytes_per_s / setting.concurrent, link)

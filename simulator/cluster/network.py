@@ -56,8 +56,10 @@ def wire_bytes(kind: str, size_bytes: Number, size: Number) -> Number:
     """
     _check_kind(kind)
     if kind == "send":
-        return size_bytes * np.where(np.asarray(size) > 1, 1.0, 0.0) if isinstance(size, np.ndarray) else (
-            size_bytes if size > 1 else 0.0 * size_bytes
+        return (
+            size_bytes * np.where(np.asarray(size) > 1, 1.0, 0.0)
+            if isinstance(size, np.ndarray)
+            else (size_bytes if size > 1 else 0.0 * size_bytes)
         )
     return size_bytes * (2 if kind == "all_reduce" else 1) * (size - 1) / size
 
@@ -174,7 +176,9 @@ def _torus_time_s(
     inside = Group(over.per_node, np.minimum(np.asarray(group.stride), cluster.tiers[0].size))
     with np.errstate(divide="ignore", invalid="ignore"):
         time = np.where(
-            over.per_node > 1, torus.torus_time_s(kind, load, torus.group_slice(cluster.tiers[0], inside, concurrent)), 0.0
+            over.per_node > 1,
+            torus.torus_time_s(kind, load, torus.group_slice(cluster.tiers[0], inside, concurrent)),
+            0.0,
         )
         time = time + _between_slices_s(cluster, kind, load, over)
     total = np.where((size <= 1) | (load <= 0), 0.0, time)

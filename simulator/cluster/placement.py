@@ -105,7 +105,7 @@ def _joined(dense: Sequence[str], degree: Mapping[str, Number], stride: Mapping[
 
 
 def _folded(size: Number, stride: Number, inner: Number, pp: Number) -> Group:
-    """A group of the stage's own numbering, mapped to devices: stage rank r is r % inner + (r // inner) * inner * pp."""
+    """A group of the stage's own numbering on devices: stage rank r is r % inner + (r // inner) * inner * pp."""
     scalar = not any(isinstance(value, np.ndarray) for value in (size, stride, inner, pp))
     within = np.minimum(np.maximum(inner // stride, 1), size)
     blocks = np.where(stride >= inner, 1, -(-size // within))
@@ -120,7 +120,10 @@ def _check_order(order: Sequence[str]) -> None:
     complaints = Complaints()
     for axis in order:
         complaints.require(
-            axis in DEFAULT_ORDER, f"{axis} is no axis of a placement.", where="order", hint=did_you_mean(axis, DEFAULT_ORDER)
+            axis in DEFAULT_ORDER,
+            f"{axis} is no axis of a placement.",
+            where="order",
+            hint=did_you_mean(axis, DEFAULT_ORDER),
         )
     for axis in ("tp", "cp", "dp", "pp"):
         complaints.require(

@@ -16,7 +16,7 @@ class Device:
     title: str
     vendor: str
     generation: str
-    """volta, ampere, hopper, blackwell, cdna3, tpu, gaudi, trainium, cpu, ...: shares NCCL constants and efficiencies."""
+    """volta, ampere, hopper, blackwell, cdna3, tpu, gaudi, trainium, cpu: shares NCCL constants and efficiencies."""
     peak_flops_per_s: Mapping[str, float]
     """Matrix-unit peaks by dtype: fp32, tf32, fp16, bf16, fp8, nvfp4, ..."""
     vector_flops_per_s: float
@@ -42,7 +42,7 @@ class Tier:
 
     name: str
     kind: str
-    """nvlink, nvswitch, pcie, xgmi, infiniband, roce, ethernet, ici, dcn, neuronlink, loopback."""
+    """nvlink, nvswitch, pcie, xgmi, infiniband, roce, efa, ethernet, ici, dcn, neuronlink, loopback."""
     topology: str
     """switch, full-mesh, hybrid-cube-mesh, pcie-tree, torus, mesh, fat-tree, leaf-spine, dragonfly."""
     size: int
@@ -51,7 +51,8 @@ class Tier:
     """Per device and direction into this tier."""
     latency_s: float
     oversubscription: float = 1.0
-    """Down-link over up-link capacity at this level; 1 is full bisection."""
+    """Down-link over up-link capacity of the units this tier joins: a unit of u devices (the tier below) enters this
+    tier with u * bandwidth / oversubscription. Llama 3's pods of 3072 under a 1:7 aggregation: 7 on the outer tier."""
     channels: int = 0
     """Links per device (NVLink count, ICI links); 0 unknown."""
     shape: tuple[int, ...] = ()
