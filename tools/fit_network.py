@@ -175,7 +175,7 @@ def slopes(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def fit_rates(cluster: Cluster, generation: str, rows: pd.DataFrame, value: dict[str, float]) -> dict[str, float]:
-    """Link and copy rates from the slopes of large messages: wire / link + 1 / (n copy), (n + 1) / n / link in a switch."""
+    """Link and copy rates from the slopes of large messages, where latencies cancel."""
     steep = slopes(rows[rows.kind != "send"])
     in_switch = (steep.kind == "all_reduce") & (steep.n == 8) & (generation in ("hopper", "blackwell"))
     if in_switch.any():

@@ -41,6 +41,8 @@ class Group:
     stride: Number = 1
     blocks: Number = 1
     block_stride: Number = 0
+    tiled: bool = True
+    """True: one of many groups that tile the cluster. False: the only one, from the first device of a node on."""
 
     def ranks(self, first: int = 0) -> tuple[int, ...]:
         """The devices of the group that starts at device `first` (scalar fields only)."""
@@ -50,8 +52,8 @@ class Group:
 
 
 def single_node_group(size: Number) -> Group:
-    """`size` neighbouring devices: the group of a benchmark on one node."""
-    return Group(size, 1)
+    """`size` neighbouring devices from the first of a node on: the group of a benchmark."""
+    return Group(size, 1, tiled=False)
 
 
 def axis_groups(

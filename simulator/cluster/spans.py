@@ -52,33 +52,34 @@ class Spans:
         return self.members[0]
 
 
-def _run_units(run: Number, stride: Number, unit: int) -> Number:
+def _run_units(run: Number, stride: Number, unit: int, *, tiled: bool) -> Number:
     """Units of `unit` devices that a run touches, in the worst of its positions.
 
     Runs start at multiples of their extent, so offsets in a unit are multiples of gcd(extent, unit).
     """
     extent = run * stride
-    common = np.gcd(extent, unit)
-    touched = -(-(unit - common + extent) // unit)
+    offset = unit - np.gcd(extent, unit) if tiled else 0
+    touched = -(-(offset + extent) // unit)
     return np.where(np.asarray(stride) >= unit, run, np.minimum(touched, run))
 
 
-def units_spanned(group: Group, unit: int) -> Number:
-    """Units of `unit` consecutive devices that the group touches.
+def units_spanned(group: Group, unit: int, devices: int = 0) -> Number:
+    """Units of `unit` consecutive devices that the group touches, of `devices` in all (0: no limit).
 
     >>> int(units_spanned(Group(8, 1), 8)), int(units_spanned(Group(6, 1), 8)), int(units_spanned(Group(8, 4), 8))
     (1, 2, 4)
     """
     run = np.asarray(group.size) // group.blocks
-    one = _run_units(run, group.stride, unit)
-    several = np.maximum(_run_units(np.asarray(group.blocks), group.block_stride, unit), 1) * one
-    return np.where(np.asarray(group.blocks) > 1, several, one)
+    one = _run_units(run, group.stride, unit, tiled=group.tiled)
+    blocks = _run_units(np.asarray(group.blocks), group.block_stride, unit, tiled=group.tiled)
+    touched = np.where(np.asarray(group.blocks) > 1, np.maximum(blocks, 1) * one, one)
+    return np.minimum(touched, max(devices // unit, 1)) if devices else touched
 
 
 def spans(cluster: Cluster, group: Group, concurrent: Number = 1) -> Spans:
     """How `group` lies over the cluster's tiers, with `concurrent` equal loads on its links."""
     size = np.asarray(group.size)
-    units = tuple(units_spanned(group, tier.size) for tier in cluster.tiers)
+    units = tuple(units_spanned(group, tier.size, cluster.devices) for tier in cluster.tiers)
     members = tuple(size / unit for unit in units)
     rate: Number = np.inf
     for inner, tier in enumerate(cluster.tiers[1:]):
