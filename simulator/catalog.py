@@ -63,7 +63,7 @@ def names(kind: str) -> tuple[str, ...]:
 
 
 def load_model(name_or_path: str) -> ModelSpec:
-    """The model of that name, or of the TOML file at that path (text with a slash, or ending in .toml)."""
+    """The model of that name or alias, or of the TOML file at that path (text with a slash, or ending in .toml)."""
     if is_path(name_or_path):
         return _model_of(_document("models", name_or_path))
     return _model(name_or_path, _roots())
@@ -131,6 +131,17 @@ def cluster_for(
         nic_bytes_per_s=nic_bytes_per_s,
     )
     return _with_source(cluster, "assumed", "; ".join(said))
+
+
+def entry(name: str) -> tuple[Mapping[str, Any], str]:
+    """The table and the text of the entry of that name, of whichever kind. Raises InputError for an unknown name."""
+    index = _index(_roots())
+    for kind in FOLDERS:
+        if name in index[kind]:
+            file, _ = index[kind][name]
+            return _cached_document(kind, name, _roots()).table, file.read_text(encoding="utf-8")
+    known = [each for entries in index.values() for each in entries]
+    raise InputError([Problem(f"nothing in the catalogue is called {name}.", "", did_you_mean(name, known))])
 
 
 def is_path(name_or_path: str) -> bool:
@@ -248,7 +259,7 @@ def _cached_document(kind: str, name: str, extra: tuple[Path, ...]) -> Document:
         shown = name.encode("ascii", "backslashreplace").decode()[:64]
         hint = did_you_mean(name.lower().replace(" ", "-")[:64], index)
         raise InputError([Problem(f"{shown!r} is no {one} name: those are [a-z0-9][a-z0-9._-]{{0,63}}.", "", hint)])
-    aliases = _aliases(kind, extra) if kind in ("devices", "clusters") else {}
+    aliases = _aliases(kind, extra) if kind in ("models", "devices", "clusters") else {}
     if name in aliases:
         return read_document(*index[aliases[name]])
     hint = did_you_mean(name, [*index, *aliases]) or f"`shardwise catalog list {kind}` lists them."

@@ -194,6 +194,8 @@ class ModelSpec:
     name: str
     title: str
     family: str
+    aliases: tuple[str, ...] = ()
+    """Other names that people and tables of runs use."""
     hidden: int
     seq_len: int
     stacks: tuple[StackSpec, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -329,10 +330,18 @@ def _sources(file: ModelFile) -> Iterator[Fault]:
             yield Fault(("sources", key), f"a source for [{key}], which the file does not have")
 
 
+_ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
 def _aliases(file: ModelFile) -> Iterator[Fault]:
     for alias in file.aliases:
-        if alias != alias.lower().strip() or not alias:
-            yield Fault(("aliases",), f"alias {alias!r} is not in lower case", f"Write {alias.lower().strip()!r}.")
+        if not _ALIAS.fullmatch(alias):
+            slug = re.sub(r"[^a-z0-9._-]+", "-", alias.lower()).strip("-._")
+            yield Fault(
+                ("aliases",),
+                f"alias {alias!a} is not made of a-z, 0-9, dots, dashes and underscores",
+                f'Write "{slug}".' if _ALIAS.fullmatch(slug) else "",
+            )
     if len(set(file.aliases)) != len(file.aliases):
         yield Fault(("aliases",), "an alias stands twice")
 

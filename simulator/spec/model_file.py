@@ -46,6 +46,7 @@ def model_of(file: ModelFile, *, name: str) -> ModelSpec:
         name=name,
         title=file.title,
         family=file.family,
+        aliases=tuple(file.aliases),
         hidden=dims.hidden,
         seq_len=dims.seq_len,
         target_seq_len=dims.target_seq_len,

@@ -82,11 +82,15 @@ def model_for(run: PublishedRun, catalogue: Mapping[str, ModelSpec], vocab: int)
 
 
 def named_model(run: PublishedRun, catalogue: Iterable[ModelSpec]) -> ModelSpec | None:
-    """The catalogue model that a row names, if its dimensions agree with the row's."""
+    """The catalogue model that a row names, if its dimensions agree with the row's: by name or alias, else the likest."""
     titled = TITLED.search(run.assumed)
     wanted = normalised(titled.group(1) if titled else run.model.split(" truncated to ")[0])
+    models, asked = tuple(catalogue), normalised(run.model)
+    for model in models:
+        if asked in map(normalised, (model.name, *model.aliases)) and agrees(run, model):
+            return model
     best, best_likeness = None, MATCH_MIXTURE if run.mixture else MATCH
-    for model in catalogue:
+    for model in models:
         known = normalised(model.name)
         if not agrees(run, model) or (not run.mixture and _letters(known) != _letters(wanted)):
             continue
