@@ -10,13 +10,14 @@ import numpy as np
 
 from simulator import catalog
 from simulator.arch.flops import executed_flops, model_flops_per_sequence
+from simulator.arch.operations import Number, largest
 from simulator.cluster.device import peak_flops_per_s
 from simulator.cluster.network import collective_time_s
-from simulator.cluster.placement import Group, axis_groups
 from simulator.parallel.legal import check
 from simulator.parallel.lower import Program, lower, sequence_lengths
 from simulator.parallel.memory import rank_memory, segment_memories
 from simulator.parallel.recompute import policy_of, recomputed_operations
+from simulator.parallel.setting import Setting, groups_of
 from simulator.parallel.stage_cost import StageCost, stage_costs
 from simulator.parallel.step_end import StepEnd, step_end
 from simulator.parallel.traffic import traffic_bytes
@@ -41,7 +42,7 @@ class Lowered:
     order: Order
     timeline: Timeline
     ends: tuple[StepEnd, ...]
-    groups: Mapping[str, Group]
+    setting: Setting
 
 
 def estimate(
@@ -59,54 +60,34 @@ def estimate(
     return summarise(model, cluster, run, strategy, software, lowered)
 
 
-def groups_of(cluster: Cluster, strategy: Strategy) -> dict[str, Group]:
-    """Communication groups by axis, with the shard and replica groups of ZeRO."""
-    groups = dict(
-        axis_groups(
-            cluster, tp=strategy.tp, cp=strategy.cp, ep=strategy.ep, etp=strategy.etp, dp=strategy.dp, pp=strategy.pp,
-            order=strategy.order,
-        )
-    )  # fmt: skip
-    joined = groups["dp_cp"]
-    if not strategy.shard_group:
-        return groups | {"shard": joined, "replicas": Group(1)}
-    ranks = strategy.shard_group * strategy.cp
-    return groups | {
-        "shard": Group(ranks, joined.stride),
-        "replicas": Group(strategy.dp // strategy.shard_group, joined.stride * ranks),
-    }
-
-
 def run_step(model: ModelSpec, cluster: Cluster, run: Run, strategy: Strategy, software: Framework) -> Lowered:
     """Lower, cost, order and simulate one step."""
     program = lower(model, run, strategy, software)
-    groups = groups_of(cluster, strategy)
-    costs = stage_costs(program, run, strategy, software, cluster, groups)
+    setting = Setting(run=run, strategy=strategy, framework=software, cluster=cluster,
+                      groups=groups_of(cluster, strategy))  # fmt: skip
+    costs = stage_costs(program, setting)
     order = make_order(
         strategy.schedule, pp=strategy.pp, micro_batches=program.micro_batches, vp=strategy.vp,
         group_size=strategy.group_size,
     )  # fmt: skip
-    transfers = transfers_of(program, strategy, software, cluster, groups)
-    timeline = simulate(order, durations_of(costs, software), transfers)
-    ends = _ends(program, costs, order, run, strategy, software, cluster, groups)
-    return Lowered(program=program, costs=costs, order=order, timeline=timeline, ends=ends, groups=groups)
+    timeline = simulate(order, durations_of(costs, software), transfers_of(program, setting))
+    ends = _ends(program, costs, order, setting)
+    return Lowered(program=program, costs=costs, order=order, timeline=timeline, ends=ends, setting=setting)
 
 
 def _ends(
-    program: Program, costs: Sequence[StageCost], order: Order, run: Run, strategy: Strategy, software: Framework,
-    cluster: Cluster, groups: Mapping[str, Group],
-) -> tuple[StepEnd, ...]:  # fmt: skip
+    program: Program, costs: Sequence[StageCost], order: Order, setting: Setting
+) -> tuple[StepEnd, ...]:
     """The end of the step on every rank; ranks that hold the same programs share one."""
     known: dict[tuple[int, ...], StepEnd] = {}
     result = []
-    for rank in range(strategy.pp):
+    for rank in range(setting.strategy.pp):
         held = rank_stages(order, rank)
         key = tuple(id(costs[stage]) for stage in held)
         if key not in known:
             known[key] = step_end(
-                [program.stages[stage] for stage in held], [costs[stage] for stage in held], run=run,
-                strategy=strategy, framework=software, cluster=cluster, groups=groups,
-            )  # fmt: skip
+                [program.stages[stage] for stage in held], [costs[stage] for stage in held], setting
+            )
         result.append(known[key])
     return tuple(result)
 
@@ -114,28 +95,31 @@ def _ends(
 def durations_of(costs: Sequence[StageCost], software: Framework) -> Durations:
     """Engine durations: recomputation opens the backward; launches cost host time unless replayed from a graph."""
     launch = 0.0 if software.cuda_graphs else software.launch_s
-    device = {
-        "forward": np.array([float(c.forward.total_s) for c in costs]),
-        "input_grad": np.array([float(c.input_grad.total_s + c.recompute.total_s) for c in costs]),
-        "weight_grad": np.array([float(c.weight_grad.total_s) for c in costs]),
-    }
-    host = {
-        "forward": np.array([launch * float(c.forward.kernels) for c in costs]),
-        "input_grad": np.array([launch * float(c.input_grad.kernels + c.recompute.kernels) for c in costs]),
-        "weight_grad": np.array([launch * float(c.weight_grad.kernels) for c in costs]),
-    }
-    # Where every task is longer than its launches the host always runs ahead, and need not be simulated.
-    ahead = all((host[phase] <= device[phase]).all() for phase in device)
+    device = np.array([
+        [float(c.forward.total_s), float(c.input_grad.total_s + c.recompute.total_s), float(c.weight_grad.total_s)]
+        for c in costs
+    ])  # fmt: skip
+    host = launch * np.array([
+        [float(c.forward.kernels), float(c.input_grad.kernels + c.recompute.kernels), float(c.weight_grad.kernels)]
+        for c in costs
+    ])  # fmt: skip
+    if (host <= device).all():
+        # Where every task is longer than its launches the host always runs ahead, and need not be simulated.
+        host = np.zeros_like(host)
     return Durations(
-        **{f"{phase}_s": seconds for phase, seconds in device.items()},
-        **({} if ahead else {f"{phase}_host_s": seconds for phase, seconds in host.items()}),
+        forward_s=device[:, 0],
+        input_grad_s=device[:, 1],
+        weight_grad_s=device[:, 2],
+        forward_host_s=host[:, 0],
+        input_grad_host_s=host[:, 1],
+        weight_grad_host_s=host[:, 2],
         forward_comm_s=[_communication_s(c.forward.parts) for c in costs],
         backward_comm_s=[_communication_s(c.input_grad.parts) for c in costs],
     )
 
 
-def _communication_s(parts: Mapping[str, object]) -> float:
-    return float(sum(parts.get(axis, 0.0) for axis in ("tp", "cp", "ep", "etp")))  # type: ignore[call-overload]
+def _communication_s(parts: Mapping[str, Number]) -> float:
+    return float(sum(parts.get(axis, 0.0) for axis in ("tp", "cp", "ep", "etp")))
 
 
 def rank_stages(order: Order, rank: int) -> list[int]:
@@ -143,32 +127,38 @@ def rank_stages(order: Order, rank: int) -> list[int]:
     return [int(stage) for stage, holder in zip(order.model_stage, order.slot_rank, strict=True) if holder == rank]
 
 
-def transfers_of(
-    program: Program, strategy: Strategy, software: Framework, cluster: Cluster, groups: Mapping[str, Group]
-) -> Transfers:
+def transfers_of(program: Program, setting: Setting) -> Transfers:
     """Sends between neighbouring stages.
 
     Without sequence parallelism a send carries 1 / tp of the activation and the receiver's tp group gathers it
     (Narayanan 2021 sec. 4.1), where the framework does so. Plain 1F1B and GPipe wait for their sends.
     """
+    strategy, software = setting.strategy, setting.framework
     if strategy.stages == 1:
         return Transfers()
-    seconds = []
     split = strategy.tp > 1 and not strategy.sequence_parallel and software.scatter_gather_p2p
+    known: dict[float, float] = {}
+    seconds = []
     for stage in program.stages[:-1]:
-        part = stage.boundary_bytes / (strategy.tp if split else 1)
-        each = float(collective_time_s(cluster, "send", part, groups["pp"]))
-        if split:
-            each += float(collective_time_s(cluster, "all_gather", stage.boundary_bytes, groups["tp"]))
-        seconds.append(each)
+        boundary_bytes = float(stage.boundary_bytes)
+        if boundary_bytes not in known:
+            known[boundary_bytes] = _send_s(boundary_bytes, setting, split=split)
+        seconds.append(known[boundary_bytes])
     blocking = not software.overlap_p2p or strategy.schedule in ("1f1b", "gpipe")
     return Transfers(forward_s=seconds, backward_s=seconds, blocking=blocking)
 
 
-def memory_of(
-    lowered: Lowered, cluster: Cluster, run: Run, strategy: Strategy, software: Framework
-) -> Memory:
+def _send_s(boundary_bytes: float, setting: Setting, *, split: bool) -> float:
+    part = boundary_bytes / (setting.strategy.tp if split else 1)
+    seconds = float(collective_time_s(setting.cluster, "send", part, setting.groups["pp"]))
+    if split:
+        seconds += float(collective_time_s(setting.cluster, "all_gather", boundary_bytes, setting.groups["tp"]))
+    return seconds
+
+
+def memory_of(lowered: Lowered) -> Memory:
     """Peak memory of every pipeline rank; the fullest one gives the parts."""
+    strategy = lowered.setting.strategy
     known: dict[tuple[object, ...], dict[str, float]] = {}
     memories = segment_memories(lowered.program, strategy)
     ranks = []
@@ -178,13 +168,13 @@ def memory_of(
         key = (in_flight, *(id(lowered.costs[stage]) for stage in held), rank == strategy.pp - 1)
         if key not in known:
             stages = [lowered.program.stages[stage] for stage in held]
-            parts = rank_memory(stages, [in_flight] * len(stages), memories, program=lowered.program, run=run,
-                                strategy=strategy, framework=software)  # fmt: skip
+            boundary_bytes = largest([lowered.program.stages[0].boundary_bytes, stages[0].boundary_bytes])
+            parts = rank_memory(stages, [in_flight] * len(stages), memories, lowered.setting, boundary_bytes)
             known[key] = {name: float(value) for name, value in parts.items()}
         ranks.append(known[key])
     fullest = max(ranks, key=lambda parts: sum(parts.values()))
     per_stage = tuple({**parts, "total": sum(parts.values())} for parts in ranks)
-    return Memory(per_stage=per_stage, parts=fullest, limit_bytes=cluster.device.memory_bytes)
+    return Memory(per_stage=per_stage, parts=fullest, limit_bytes=lowered.setting.cluster.device.memory_bytes)
 
 
 def time_of(lowered: Lowered, strategy: Strategy) -> TimeParts:
@@ -240,15 +230,13 @@ def summarise(
 ) -> Estimate:
     """Read the answer off a lowered step."""
     time = time_of(lowered, strategy)
-    memory = memory_of(lowered, cluster, run, strategy, software)
+    memory = memory_of(lowered)
     step_s = time.total_s
     lengths = sequence_lengths(model, run)
     flops = run.global_batch * model_flops_per_sequence(model, *lengths, run.flops_convention)
     peak = strategy.devices * peak_flops_per_s(cluster.device, run.precision)
     stages = [lowered.program.stages[stage] for stage in rank_stages(lowered.order, 0)]
-    traffic = traffic_bytes(
-        lowered.program, stages, run=run, strategy=strategy, framework=software, groups=lowered.groups
-    )
+    traffic = traffic_bytes(lowered.program, stages, lowered.setting)
     bracket = (step_s - time.exposed_comm_s, step_s + sum(time.hidden.values()))
     return Estimate(
         model=model.name,
@@ -269,7 +257,7 @@ def summarise(
         time=time,
         memory=memory,
         traffic_bytes={axis: float(value) for axis, value in traffic.items() if float(value)},
-        provenance=provenance_of(model, cluster, run, software),
+        provenance=provenance_of(model, cluster, software),
         notes=notes_of(cluster, run, strategy, software),
         regime=regime_of(model, cluster, run, strategy, time),
         _timeline=lowered.timeline,

@@ -11,7 +11,7 @@ from simulator.spec.run import Framework, Run
 from simulator.spec.strategy import Strategy
 
 
-def provenance_of(model: ModelSpec, cluster: Cluster, run: Run, framework: Framework) -> tuple[Provenance, ...]:
+def provenance_of(model: ModelSpec, cluster: Cluster, framework: Framework) -> tuple[Provenance, ...]:
     """One entry per input that did not come from the caller."""
     device = cluster.device
     entries = [

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from simulator.units import format_bytes, format_count, format_percent, format_time
+
 if TYPE_CHECKING:
     from simulator.schedule.timeline import Timeline
 
@@ -126,9 +128,18 @@ class Estimate:
         return self.memory.peak_bytes <= self.memory.limit_bytes
 
     def __str__(self) -> str:
-        from simulator.report.text import estimate_text
-
-        return estimate_text(self)
+        """The verdict and the largest parts, in a few lines (`shardwise estimate` prints the tables)."""
+        parts = sorted(self.time.parts.items(), key=lambda item: -item[1])
+        shares = ", ".join(f"{name} {format_percent(s / self.step_time_s)}" for name, s in parts[:6])
+        verdict = "fits" if self.fits else "does not fit"
+        return (
+            f"{self.model} on {self.devices} devices of {self.cluster}\n"
+            f"step time {format_time(self.step_time_s)} (likely {format_time(self.step_time_low_s)} to "
+            f"{format_time(self.step_time_high_s)}), {format_count(self.tokens_per_s)} tokens/s, "
+            f"MFU {format_percent(self.mfu)} ({self.flops_convention})\n"
+            f"memory {format_bytes(self.peak_memory_bytes)} of {format_bytes(self.device_memory_bytes)}: {verdict}\n"
+            f"time: {shares}"
+        )
 
     def timeline(self) -> Timeline:
         """The step as tasks with start and end times, rank by rank."""

@@ -137,14 +137,15 @@ def _grouped_feed_forward(
     size = kernels.element_bytes
     return [
         _grouped(
-            f"{name}.up", local=local, rows=rows, inputs=width, outputs=columns, spec=spec, shard=shard, kernels=kernels,
-            saves=(Saved(name=f"{name}.expert_input", bytes=rows * width * kernels.gemm_input_bytes),
+            f"{name}.up", local=local, rows=rows, inputs=width, outputs=columns, spec=spec, shard=shard,
+            kernels=kernels, saves=(Saved(name=f"{name}.expert_input", bytes=rows * width * kernels.gemm_input_bytes),
                    Saved(name=f"{name}.up.output", bytes=rows * columns * size)),
         ),
         activation(f"{name}.activation", rows=rows, hidden=hidden, gated=spec.gated, bias=spec.bias, kernels=kernels,
                    modules=("moe_act", "moe")),
         _grouped(
-            f"{name}.down", local=local, rows=rows, inputs=hidden, outputs=width, spec=spec, shard=shard, kernels=kernels,
+            f"{name}.down", local=local, rows=rows, inputs=hidden, outputs=width, spec=spec, shard=shard,
+            kernels=kernels,
         ),
     ]  # fmt: skip
 

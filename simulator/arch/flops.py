@@ -69,7 +69,8 @@ def forward_flops_per_sequence(
     lengths = (seq_len, target_seq_len or seq_len)
     total = 0.0
     for index, stack in enumerate(model.stacks):
-        shard = Shard(micro_batch=1, seq_len=lengths[index], memory_seq_len=seq_len if index else 0, capacity_factor=0.0)
+        encoder_len = seq_len if index else 0
+        shard = Shard(micro_batch=1, seq_len=lengths[index], memory_seq_len=encoder_len, capacity_factor=0.0)
         for spec, count in stack.runs:
             segment = layer_segment(spec, model, shard=shard, kernels=COUNTING, name="layer")
             total += count * _forward(segment, halve_causal=halve_causal, router=router)

@@ -53,8 +53,9 @@ def layer_operations(spec: LayerSpec, model: ModelSpec, *, shard: Shard, kernels
 
 
 def _with_norms_and_adds(
-    blocks: list[tuple[str, list[Operation], bool]], spec: LayerSpec, model: ModelSpec, *, shard: Shard, kernels: Kernels
-) -> list[Operation]:
+    blocks: list[tuple[str, list[Operation], bool]], spec: LayerSpec, model: ModelSpec, *, shard: Shard,
+    kernels: Kernels,
+) -> list[Operation]:  # fmt: skip
     """Put the layer's norms before (and, when there are twice as many, after) its blocks."""
     result: list[Operation] = []
     remaining = spec.norms

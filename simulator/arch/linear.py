@@ -26,7 +26,7 @@ def gemm_backward(
 
 
 def _cast(elements: Number, kernels: Kernels) -> tuple[Work, ...]:
-    """Quantise a tensor and its transpose: read 16-bit, write two low-precision copies (TransformerEngine cast_transpose)."""
+    """Quantise a tensor and its transpose: read it, write two low-precision copies (TransformerEngine cast_transpose)."""
     if kernels.gemm_dtype not in LOW_PRECISIONS:
         return ()
     return (Pointwise(bytes=elements * (kernels.element_bytes + 2 * kernels.gemm_input_bytes)),)

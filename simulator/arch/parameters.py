@@ -47,7 +47,7 @@ def parameters(model: ModelSpec) -> Parameters:
             segment = layer_segment(spec, model, shard=shard, kernels=COUNTING, name="layer")
             for weight in _weights(segment):
                 part = _part(weight)
-                by_part[part] = by_part.get(part, 0) + round(weight.elements) * count
+                by_part[part] = by_part.get(part, 0) + _elements(weight) * count
             inactive += _idle_expert_parameters(spec, segment) * count
         _add(by_part, norm_segment(model, stack, shard=shard, kernels=COUNTING))
     _add(by_part, embedding_segment(model, shard=shard, kernels=COUNTING))
@@ -62,7 +62,12 @@ def mtp_parameters(model: ModelSpec) -> int:
         return 0
     shard = Shard(micro_batch=1, seq_len=1)
     segment = mtp_segment(model, shard=shard, kernels=COUNTING)
-    return model.head.mtp_layers * sum(round(weight.elements) for weight in _weights(segment))
+    return model.head.mtp_layers * sum(_elements(weight) for weight in _weights(segment))
+
+
+def _elements(weight: Weight) -> int:
+    """Elements of an unsharded weight, which are whole."""
+    return round(float(weight.elements))
 
 
 def _weights(segment: Segment) -> list[Weight]:
@@ -72,7 +77,7 @@ def _weights(segment: Segment) -> list[Weight]:
 def _add(by_part: dict[str, int], segment: Segment) -> None:
     for weight in _weights(segment):
         part = _part(weight)
-        by_part[part] = by_part.get(part, 0) + round(weight.elements)
+        by_part[part] = by_part.get(part, 0) + _elements(weight)
 
 
 def _part(weight: Weight) -> str:
@@ -93,5 +98,5 @@ def _idle_expert_parameters(spec: LayerSpec, segment: Segment) -> int:
     """Parameters of the experts that one token does not visit."""
     if spec.experts is None:
         return 0
-    held = sum(round(weight.elements) for weight in _weights(segment) if weight.sharing == "expert")
+    held = sum(_elements(weight) for weight in _weights(segment) if weight.sharing == "expert")
     return held // spec.experts.count * (spec.experts.count - spec.experts.visited)

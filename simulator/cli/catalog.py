@@ -38,11 +38,11 @@ def show(name: str, as_json: bool) -> None:
     """The file of one entry (as it stands, with its sources), or its table as JSON."""
     from simulator import catalog
 
-    document = catalog.entry(name)
+    table, text = catalog.entry(name)
     if as_json:
-        print_json(document.table)
+        print_json(table)
     else:
-        click.echo(document.text, nl=False)
+        click.echo(text, nl=False)
 
 
 @command.command("check")

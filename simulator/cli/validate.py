@@ -16,9 +16,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.command("validate")
 @click.argument("tables", nargs=-1, metavar="[TABLE]...")
 @click.option("--kernels", is_flag=True, help="TABLEs are measured kernels (gemm, attention, moe, nccl, collectives).")
-@click.option("--counts", is_flag=True, help="Compare counts with torch's own; arguments are model names (default all).")
+@click.option("--counts", is_flag=True, help="Compare counts with torch's own; arguments are models (default all).")
 @click.option("--min-flops", type=float, default=2e9, show_default=True, help="Kernels: only work of at least this.")
-@click.option("--min-bytes", type=float, default=1e6, show_default=True, help="Collectives: only sizes of at least this.")
+@click.option("--min-bytes", type=float, default=1e6, show_default=True, help="Collectives: only sizes from this.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write REPORT.md and its plots here.")
 @json_option
 def command(

@@ -1,8 +1,9 @@
-"""Which strategies a framework would start: divisibility, groups, folding. Every violation is named with its arithmetic."""
+"""Which strategies a framework would start: divisibility, groups, folding; every violation with its arithmetic."""
 
 from __future__ import annotations
 
 from simulator.errors import Complaints, did_you_mean
+from simulator.numbers import divisors
 from simulator.spec.hardware import Cluster
 from simulator.spec.model import AttentionSpec, ExpertsSpec, ModelSpec
 from simulator.spec.run import CONVENTIONS, OPTIMIZERS, PRECISIONS, Run
@@ -49,17 +50,21 @@ def _check_words(run: Run, strategy: Strategy, complaints: Complaints) -> None:
 def _check_numbers(run: Run, strategy: Strategy, complaints: Complaints) -> None:
     for name in DEGREES:
         value = getattr(strategy, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not _whole(value, 1):
             complaints.add(f"{name}({value}) must be a whole number of at least 1.", where=name)
     if strategy.zero not in (0, 1, 2, 3):
         complaints.add(f"zero({strategy.zero}) must be 0, 1, 2 or 3.", where="zero")
     for name, number in (("global_batch", run.global_batch), ("seq_len", run.seq_len)):
         low = 0 if name == "seq_len" else 1
-        if not isinstance(number, int) or isinstance(number, bool) or number < low:
+        if not _whole(number, low):
             complaints.add(f"{name}({number}) must be a whole number of at least {low}.", where=name)
     if not run.expert_imbalance >= 1.0:
         complaints.add(f"expert_imbalance({run.expert_imbalance}) is a maximum over a mean: at least 1.",
                        where="expert_imbalance")  # fmt: skip
+
+
+def _whole(value: object, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
 def _check_devices(cluster: Cluster, strategy: Strategy, complaints: Complaints) -> None:
@@ -107,11 +112,11 @@ def _check_model(model: ModelSpec, run: Run, strategy: Strategy, complaints: Com
             complaints.add(f"tp({strategy.tp}) does not divide heads({spec.heads}) of {model.name}.", where="tp",
                            hint=_nearest_divisor(spec.heads, strategy.tp))  # fmt: skip
         elif spec.kv_heads % strategy.tp and strategy.tp % spec.kv_heads:
-            complaints.add(f"tp({strategy.tp}) and kv_heads({spec.kv_heads}) of {model.name}: neither divides the other.",
-                           where="tp", hint=_nearest_divisor(spec.kv_heads, strategy.tp))  # fmt: skip
+            complaints.add(f"tp({strategy.tp}) and kv_heads({spec.kv_heads}) of {model.name}: neither divides the "
+                           "other.", where="tp", hint=_nearest_divisor(spec.kv_heads, strategy.tp))  # fmt: skip
         if strategy.context_kind == "ulysses" and strategy.cp > 1 and (spec.heads // strategy.tp) % strategy.cp:
-            complaints.add(f"ulysses: cp({strategy.cp}) does not divide the {spec.heads // strategy.tp} heads of a tp rank.",
-                           where="cp")  # fmt: skip
+            complaints.add(f"ulysses: cp({strategy.cp}) does not divide the {spec.heads // strategy.tp} heads of a tp "
+                           "rank.", where="cp")  # fmt: skip
     hidden = {spec.feed_forward.hidden for stack in model.stacks for spec, _ in stack.runs if spec.feed_forward}
     for size in sorted(hidden):
         if size % strategy.tp:
@@ -127,9 +132,12 @@ def _check_model(model: ModelSpec, run: Run, strategy: Strategy, complaints: Com
         complaints.add("tensor parallelism of LSTM layers is not modelled.", where="tp", hint="Use tp = 1.")
 
 
+def _divisor_below(number: int, near: int) -> int:
+    return max(d for d in divisors(number) if d <= near)
+
+
 def _nearest_divisor(number: int, near: int) -> str:
-    below = max(d for d in range(1, near + 1) if number % d == 0)
-    return f"{below} would."
+    return f"{_divisor_below(number, near)} would."
 
 
 def _check_experts(model: ModelSpec, strategy: Strategy, complaints: Complaints) -> None:
@@ -152,7 +160,7 @@ def _check_experts(model: ModelSpec, strategy: Strategy, complaints: Complaints)
             f"folding: tp({strategy.tp}) * cp({strategy.cp}) * dp({strategy.dp}) = {ranks} is not a multiple of "
             f"ep({strategy.ep}) * etp({strategy.etp}) = {strategy.ep * strategy.etp}.",
             where="ep",
-            hint=_nearest_divisor(ranks, strategy.ep * strategy.etp).replace("would", "is the nearest ep * etp that does"),
+            hint=f"ep * etp = {_divisor_below(ranks, strategy.ep * strategy.etp)} would be.",
         )
 
 
@@ -169,8 +177,8 @@ def _check_pipeline(model: ModelSpec, strategy: Strategy, complaints: Complaints
         if any(count < 0 for count in given):
             complaints.add("layers_per_stage holds a negative number.", where="layers_per_stage")
     elif stages > layers:
-        complaints.add(f"pp({strategy.pp}) * vp({strategy.vp}) = {stages} stages, but {model.name} has {layers} layers.",
-                       where="pp", hint=f"At most {layers} stages.")  # fmt: skip
+        complaints.add(f"pp({strategy.pp}) * vp({strategy.vp}) = {stages} stages, but {model.name} has {layers} "
+                       "layers.", where="pp", hint=f"At most {layers} stages.")  # fmt: skip
     if strategy.recompute_layers and strategy.recompute != "full":
         complaints.add(f"recompute_layers({strategy.recompute_layers}) needs recompute = full, not "
                        f"{strategy.recompute}.", where="recompute_layers")  # fmt: skip

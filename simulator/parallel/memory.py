@@ -14,8 +14,8 @@ import numpy as np
 from simulator.arch.operations import Number, largest
 from simulator.parallel.lower import Program, Stage
 from simulator.parallel.recompute import Policy, policy_of, saved_bytes
+from simulator.parallel.setting import Setting
 from simulator.parallel.states import held_parameters, state_bytes
-from simulator.spec.run import Framework, Run
 from simulator.spec.strategy import Strategy
 
 
@@ -61,26 +61,26 @@ def stage_activation_bytes(stage: Stage, strategy: Strategy, memories: Mapping[s
 
 
 def rank_memory(
-    stages: Sequence[Stage], in_flight: Sequence[float], memories: Mapping[str, SegmentMemory], *, program: Program,
-    run: Run, strategy: Strategy, framework: Framework,
+    stages: Sequence[Stage], in_flight: Sequence[float], memories: Mapping[str, SegmentMemory], setting: Setting,
+    boundary_bytes: Number,
 ) -> dict[str, Number]:  # fmt: skip
     """Peak bytes of one pipeline rank by part; they sum to its peak.
 
-    `in_flight[i]` is how many micro-batches `stages[i]` holds at the peak (the schedule's figure).
+    `in_flight[i]` is how many micro-batches `stages[i]` holds at the peak (the schedule's figure), `boundary_bytes` the
+    activation that crosses a pipeline border.
     """
     held = held_parameters(tuple(stages))
-    parts: dict[str, Number] = dict(state_bytes(held, run, strategy, framework))
+    parts: dict[str, Number] = dict(state_bytes(held, setting.run, setting.strategy, setting.framework))
     parts["activations"] = sum(
-        count * stage_activation_bytes(stage, strategy, memories)
+        count * stage_activation_bytes(stage, setting.strategy, memories)
         for stage, count in zip(stages, in_flight, strict=True)
     )
     parts["working_set"] = _working_set_bytes(stages, memories)
-    boundary_bytes = largest([program.stages[0].boundary_bytes, stages[0].boundary_bytes])
-    parts["communication_buffers"] = _buffer_bytes(boundary_bytes, held.total, strategy, framework)
+    parts["communication_buffers"] = _buffer_bytes(boundary_bytes, held.total, setting)
     allocated = sum(parts.values())
-    fraction = framework.fragmentation_fraction
+    fraction = setting.framework.fragmentation_fraction
     parts["fragmentation"] = allocated * fraction / (1.0 - fraction)
-    parts["context"] = framework.context_bytes
+    parts["context"] = setting.framework.context_bytes
     return parts
 
 
@@ -90,11 +90,10 @@ def _working_set_bytes(stages: Sequence[Stage], memories: Mapping[str, SegmentMe
     return largest(m.plain_bytes - m.saved_bytes for m in held) + largest(m.largest_bytes for m in held)
 
 
-def _buffer_bytes(boundary_bytes: Number, parameters: Number, strategy: Strategy, framework: Framework) -> Number:
+def _buffer_bytes(boundary_bytes: Number, parameters: Number, setting: Setting) -> Number:
     """Pipeline send and receive buffers (two each way) and, where gradients are bucketed outside the main gradient
     buffer, two buckets.
     """
-    bucketed = framework.overlap_grad_reduce if strategy.overlap_grad_reduce is None else strategy.overlap_grad_reduce
-    if not (bucketed and strategy.zero >= 2):
+    if not (setting.overlaps_grad_reduce and setting.strategy.zero >= 2):
         return 4 * boundary_bytes
-    return 4 * boundary_bytes + 2 * np.minimum(framework.bucket_bytes, parameters * 4)
+    return 4 * boundary_bytes + 2 * np.minimum(setting.framework.bucket_bytes, parameters * 4)

@@ -10,14 +10,12 @@ from typing import Any
 from simulator.arch.operations import Collective, Number
 from simulator.cluster.device import pointwise_time_s
 from simulator.cluster.network import collective_time_s
-from simulator.cluster.placement import Group
 from simulator.parallel.gradients import synchronisation
 from simulator.parallel.lower import Program, Stage
-from simulator.parallel.recompute import Policy, policy_of
+from simulator.parallel.recompute import policy_of
+from simulator.parallel.setting import Setting
 from simulator.parallel.states import accumulation_bytes, held_parameters
 from simulator.parallel.timing import PhaseTime, SegmentTime, exposed_s, segment_times
-from simulator.spec.hardware import Cluster
-from simulator.spec.run import Framework, Run
 from simulator.spec.strategy import Strategy
 
 
@@ -31,28 +29,23 @@ class StageCost:
     recompute: PhaseTime
 
 
-def stage_costs(
-    program: Program, run: Run, strategy: Strategy, framework: Framework, cluster: Cluster, groups: Mapping[str, Group]
-) -> tuple[StageCost, ...]:
+def stage_costs(program: Program, setting: Setting) -> tuple[StageCost, ...]:
     """Costs of every stage, in model order."""
     distinct = {segment.name: segment for stage in program.stages for segment, _ in stage.parts}
-    policy = policy_of(strategy)
-    times = segment_times(distinct.values(), policy, cluster, groups)
-    plain = segment_times(distinct.values(), Policy(), cluster, groups) if strategy.recompute_layers else times
+    policy = policy_of(setting.strategy)
+    times = segment_times(distinct.values(), policy, setting.cluster, setting.groups)
     cache: dict[tuple[tuple[int, int], ...], StageCost] = {}
     costs = []
     for stage in program.stages:
         key = tuple((id(segment), count) for segment, count in stage.parts)
         if key not in cache:
-            cost = _sum_stage(stage, times, plain, strategy)
-            cache[key] = _with_shared_traffic(cost, stage, program, run, strategy, framework, cluster, groups)
+            cost = _sum_stage(stage, times, setting.strategy)
+            cache[key] = _with_shared_traffic(cost, stage, program.micro_batches, setting)
         costs.append(cache[key])
     return tuple(costs)
 
 
-def _sum_stage(
-    stage: Stage, times: Mapping[str, SegmentTime], plain: Mapping[str, SegmentTime], strategy: Strategy
-) -> StageCost:
+def _sum_stage(stage: Stage, times: Mapping[str, SegmentTime], strategy: Strategy) -> StageCost:
     left = strategy.recompute_layers or stage.layers
     recompute: list[tuple[PhaseTime, int]] = []
     for segment, count in stage.parts:
@@ -61,8 +54,8 @@ def _sum_stage(
         recompute.append((times[segment.name].recompute, recomputed))
     return StageCost(
         forward=add_phases([(times[s.name].forward, count) for s, count in stage.parts]),
-        input_grad=add_phases([(plain[s.name].input_grad, count) for s, count in stage.parts]),
-        weight_grad=add_phases([(plain[s.name].weight_grad, count) for s, count in stage.parts]),
+        input_grad=add_phases([(times[s.name].input_grad, count) for s, count in stage.parts]),
+        weight_grad=add_phases([(times[s.name].weight_grad, count) for s, count in stage.parts]),
         recompute=add_phases(recompute),
     )
 
@@ -81,28 +74,27 @@ def add_phases(phases: Sequence[tuple[PhaseTime, int]]) -> PhaseTime:
     return PhaseTime(parts=dict(parts), hidden=dict(hidden), kernels=kernels)
 
 
-def with_part(phase: PhaseTime, name: str, seconds: Number, *, hidden_s: Number = 0.0, kernels: Number = 0) -> PhaseTime:
+def with_part(
+    phase: PhaseTime, name: str, seconds: Number, *, hidden_s: Number = 0.0, kernels: Number = 0
+) -> PhaseTime:
     """A phase with one part grown."""
     extra = PhaseTime(parts={name: seconds}, hidden={name: hidden_s}, kernels=kernels)
     return add_phases([(phase, 1), (extra, 1)])
 
 
-def _with_shared_traffic(
-    cost: StageCost, stage: Stage, program: Program, run: Run, strategy: Strategy, framework: Framework,
-    cluster: Cluster, groups: Mapping[str, Group],
-) -> StageCost:  # fmt: skip
+def _with_shared_traffic(cost: StageCost, stage: Stage, micro_batches: int, setting: Setting) -> StageCost:
     """Add gradient accumulation (with more than one micro-batch) and ZeRO-3's gathers and scatters."""
     held = held_parameters((stage,))
-    if program.micro_batches > 1:
-        moved = accumulation_bytes(held.total, run, framework)
-        seconds = pointwise_time_s(cluster.device, moved)
+    if micro_batches > 1:
+        moved = accumulation_bytes(held.total, setting.run, setting.framework)
+        seconds = pointwise_time_s(setting.cluster.device, moved)
         cost = _replace(cost, weight_grad=with_part(cost.weight_grad, "pointwise", seconds))
-    if strategy.zero < 3:
+    if setting.strategy.zero < 3:
         return cost
-    sync = synchronisation(held, run, strategy, framework)
+    sync = synchronisation(held, setting.run, setting.strategy, setting.framework)
     pieces = max(stage.layers, 1)
-    forward = _sharded_traffic(sync.forward, pieces, cluster, groups)
-    backward = _sharded_traffic(sync.backward, pieces, cluster, groups)
+    forward = _sharded_traffic(sync.forward, pieces, setting)
+    backward = _sharded_traffic(sync.backward, pieces, setting)
     backward_cover = cost.input_grad.total_s + cost.weight_grad.total_s + cost.recompute.total_s
     shown = prefetched_s(forward, cost.forward.total_s, pieces)
     shown_back = prefetched_s(backward, backward_cover, pieces)
@@ -118,13 +110,13 @@ def _replace(cost: StageCost, **changes: PhaseTime) -> StageCost:
     return StageCost(**{**fields, **changes})
 
 
-def _sharded_traffic(
-    collectives: tuple[Collective, ...], pieces: int, cluster: Cluster, groups: Mapping[str, Group]
-) -> Number:
+def _sharded_traffic(collectives: tuple[Collective, ...], pieces: int, setting: Setting) -> Number:
     """Seconds of a stage's gathers or scatters, one collective per layer."""
-    return sum(
-        pieces * collective_time_s(cluster, c.kind, c.bytes / pieces, groups[c.axis]) for c in collectives
+    total: Number = sum(
+        pieces * collective_time_s(setting.cluster, c.kind, c.bytes / pieces, setting.groups[c.axis])
+        for c in collectives
     )
+    return total
 
 
 def prefetched_s(communication_s: Number, cover_s: Number, pieces: int) -> Number:

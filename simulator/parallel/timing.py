@@ -7,7 +7,7 @@ network's: one formula for one strategy or for an array of them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,7 @@ from simulator.spec.hardware import Cluster
 
 KIND_OF = {Gemm: "gemm", GroupedGemm: "grouped_gemm", AttentionCore: "attention", Pointwise: "pointwise",
            Lookup: "lookup"}  # fmt: skip
-COMPUTE_KINDS = ("gemm", "grouped_gemm", "attention", "pointwise", "lookup")
+PHASES = ("forward", "input_grad", "weight_grad")
 CHANNEL_SHARE = 0.15
 """Share of a device's units that a running collective holds: NCCL runs 16 to 24 channels of one thread block each on
 108 to 148 multiprocessors (NCCL tuning; calculon's A100 file measures 0.15 the same way)."""
@@ -132,61 +132,59 @@ def segment_times(
 ) -> dict[str, SegmentTime]:
     """Times of distinct segments, by name."""
     held = list(segments)
-    works: list[Work] = []
-    for segment in held:
-        for operation in segment.operations:
-            works += [*operation.forward, *operation.input_grad, *operation.weight_grad]
-    seconds = work_times_s(works, cluster, groups)
+    works = [
+        work
+        for segment in held
+        for operation in segment.operations
+        for work in (*operation.forward, *operation.input_grad, *operation.weight_grad)
+    ]
+    seconds = iter(work_times_s(works, cluster, groups))
     result: dict[str, SegmentTime] = {}
-    position = 0
     for segment in held:
-        timed = []
-        for operation in segment.operations:
-            phases = []
-            for phase in (operation.forward, operation.input_grad, operation.weight_grad):
-                phases.append(list(zip(phase, seconds[position : position + len(phase)], strict=True)))
-                position += len(phase)
-            timed.append((operation, *phases))
+        timed = [_timed(operation, seconds) for operation in segment.operations]
         result[segment.name] = _segment_time(segment, timed, policy)
     return result
 
 
-Timed = tuple[Operation, list[tuple[Work, Any]], list[tuple[Work, Any]], list[tuple[Work, Any]]]
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """An operation with the seconds of each of its works, phase by phase."""
+
+    operation: Operation
+    phases: Mapping[str, list[tuple[Work, Any]]]
+
+
+def _timed(operation: Operation, seconds: Iterator[Any]) -> Timed:
+    phases = {name: [(work, next(seconds)) for work in getattr(operation, name)] for name in PHASES}
+    return Timed(operation, phases)
 
 
 def _segment_time(segment: Segment, timed: list[Timed], policy: Policy) -> SegmentTime:
     again = {id(operation) for operation in recomputed_operations(segment, policy)}
-    recomputed = [entry for entry in timed if id(entry[0]) in again]
+    recomputed = [entry for entry in timed if id(entry.operation) in again]
     return SegmentTime(
-        forward=_phase(timed, 1),
-        input_grad=_phase(timed, 2),
-        weight_grad=_phase(timed, 3),
-        recompute=_phase(recomputed, 1),
+        forward=_phase(timed, "forward"),
+        input_grad=_phase(timed, "input_grad"),
+        weight_grad=_phase(timed, "weight_grad"),
+        recompute=_phase(recomputed, "forward"),
     )
 
 
-def _phase(timed: list[Timed], phase: int) -> PhaseTime:
+def _phase(timed: list[Timed], phase: str) -> PhaseTime:
     """Sum a phase, charging each hidden collective only what sticks out of what it runs beside."""
     parts: dict[str, Any] = defaultdict(float)
     covered: dict[str, Any] = defaultdict(float)
-    kernels = 0
+    kernels: Number = 0
     for index, entry in enumerate(timed):
-        hidden: dict[str, Any] = defaultdict(float)
-        axes: dict[str, str] = {}
-        for work, seconds in entry[phase]:
-            if isinstance(work, Collective):
-                kernels += 1
-                if work.hides:
-                    hidden[work.hides] = hidden[work.hides] + seconds
-                    axes[work.hides] = work.axis
-                else:
-                    parts[work.axis] = parts[work.axis] + seconds
-                continue
-            kernels += _launches(work)
-            kind = KIND_OF[type(work)]
-            parts[kind] = parts[kind] + seconds
-        for beside, seconds in hidden.items():
-            axis = axes[beside]
+        hidden: dict[tuple[str, str], Any] = defaultdict(float)
+        for work, seconds in entry.phases[phase]:
+            kernels = kernels + _launches(work)
+            if isinstance(work, Collective) and work.hides:
+                hidden[work.hides, work.axis] = hidden[work.hides, work.axis] + seconds
+            else:
+                kind = work.axis if isinstance(work, Collective) else KIND_OF[type(work)]
+                parts[kind] = parts[kind] + seconds
+        for (beside, axis), seconds in hidden.items():
             shown = exposed_s(seconds, _cover_s(timed, index, phase, beside))
             parts[axis] = parts[axis] + shown
             covered[axis] = covered[axis] + (seconds - shown)
@@ -207,21 +205,22 @@ def exposed_s(communication_s: Number, cover_s: Number, share: float = CHANNEL_S
     return max(communication_s - cover_s, share * communication_s)
 
 
-def _cover_s(timed: list[Timed], index: int, phase: int, beside: str) -> Any:
-    """Seconds of compute that a hidden collective of operation `index` runs beside."""
+def _cover_s(timed: list[Timed], index: int, phase: str, beside: str) -> Any:
+    """Seconds of compute that a hidden collective of operation `index` runs beside.
+
+    A border's GEMM is that of the layer after it (entering) or before it (leaving).
+    """
     if beside == "experts":
-        return _compute_s(entry for entry in timed for entry in [entry[phase]])
-    column = {"weight_grad": 3, "input_grad": 2}.get(beside, phase)
+        return _compute_s(entry.phases[phase] for entry in timed)
+    column = beside if beside in PHASES else phase
     neighbours = timed[index + 1 : index + 2]
-    if beside == "forward_gemm" and phase == 1 and not _has_gemm(neighbours):
-        neighbours = timed[index - 1 : index]
-    if beside == "input_grad" and not _has_gemm(neighbours):
-        neighbours = timed[index - 1 : index]
-    return _compute_s(entry[column] for entry in neighbours)
+    if beside != "attention" and not any(_has_gemm(entry) for entry in neighbours):
+        neighbours = timed[max(index - 1, 0) : index]
+    return _compute_s(entry.phases[column] for entry in neighbours)
 
 
-def _has_gemm(entries: list[Timed]) -> bool:
-    return any(isinstance(work, Gemm) for entry in entries for work in entry[0].forward)
+def _has_gemm(entry: Timed) -> bool:
+    return any(isinstance(work, Gemm) for work, _ in entry.phases["forward"])
 
 
 def _compute_s(phases: Iterable[list[tuple[Work, Any]]]) -> Any:
@@ -230,7 +229,7 @@ def _compute_s(phases: Iterable[list[tuple[Work, Any]]]) -> Any:
     )
 
 
-def _launches(work: Work) -> Any:
+def _launches(work: Work) -> Number:
     match work:
         case Pointwise():
             return work.kernels

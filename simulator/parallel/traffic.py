@@ -11,8 +11,8 @@ from simulator.cluster.placement import Group
 from simulator.parallel.gradients import synchronisation
 from simulator.parallel.lower import Program, Stage
 from simulator.parallel.recompute import policy_of, recomputed_operations
+from simulator.parallel.setting import Setting
 from simulator.parallel.states import held_parameters
-from simulator.spec.run import Framework, Run
 from simulator.spec.strategy import Strategy
 
 AXIS_OF = {"dp_cp": "dp", "shard": "dp", "replicas": "dp", "edp": "dp"}
@@ -32,11 +32,9 @@ def stage_collectives(stage: Stage, strategy: Strategy) -> list[tuple[Collective
     return found
 
 
-def traffic_bytes(
-    program: Program, stages: Sequence[Stage], *, run: Run, strategy: Strategy, framework: Framework,
-    groups: Mapping[str, Group],
-) -> dict[str, Number]:  # fmt: skip
+def traffic_bytes(program: Program, stages: Sequence[Stage], setting: Setting) -> dict[str, Number]:
     """Bytes sent per device and step by a rank that holds `stages`."""
+    strategy, groups = setting.strategy, setting.groups
     sent: dict[str, Number] = defaultdict(float)
     for stage in stages:
         _add(sent, stage_collectives(stage, strategy), groups, program.micro_batches)
@@ -45,10 +43,10 @@ def traffic_bytes(
             boundary = program.stages[min(stage.index, strategy.stages - 2)].boundary_bytes
             sent["pp"] = sent["pp"] + neighbours * program.micro_batches * boundary
     held = held_parameters(tuple(stages))
-    sync = synchronisation(held, run, strategy, framework)
+    sync = synchronisation(held, setting.run, strategy, setting.framework)
     _add(sent, [(c, 1) for c in (*sync.reduce, *sync.gather, *sync.tensor)], groups, 1)
     _add(sent, [(c, 1) for c in (*sync.forward, *sync.backward)], groups, program.micro_batches)
-    return {axis: value for axis, value in sent.items()}
+    return dict(sent)
 
 
 def _add(

@@ -49,15 +49,17 @@ def estimate_text(answer: Estimate, said: Sequence[str] = ()) -> str:
     verdict = "fits" if answer.fits else "DOES NOT FIT"
     strategy = answer.strategy
     degrees = "  ".join(f"{name} {strategy[name]}" for name in ("tp", "pp", "dp", "cp", "ep", "vp", "zero"))
+    low, high = format_time(answer.step_time_low_s), format_time(answer.step_time_high_s)
+    hidden, shown = (format_time(bound) for bound in answer.bracket_s)
+    each = format_count(answer.tokens_per_s_per_device)
+    rate = format_flop_rate(answer.model_flops_per_s_per_device)
     head = [
         f"{answer.model} on {answer.devices} devices of {answer.cluster} ({answer.framework})",
         f"{degrees}  micro-batch {strategy['micro_batch']}  {strategy['schedule']}  recompute {strategy['recompute']}",
         "",
-        f"step time   {format_time(step)}   likely {format_time(answer.step_time_low_s)} to "
-        f"{format_time(answer.step_time_high_s)}; all communication hidden {format_time(answer.bracket_s[0])}, "
-        f"none hidden {format_time(answer.bracket_s[1])}",
-        f"throughput  {format_count(answer.tokens_per_s)} tokens/s, {format_count(answer.tokens_per_s_per_device)} per "
-        f"device, {format_flop_rate(answer.model_flops_per_s_per_device)} per device",
+        f"step time   {format_time(step)}, likely {low} to {high}",
+        f"bracket     {hidden} with all communication hidden, {shown} with none hidden",
+        f"throughput  {format_count(answer.tokens_per_s)} tokens/s, {each} tokens/s and {rate} per device",
         f"MFU         {format_percent(answer.mfu)} ({answer.flops_convention} FLOPs), HFU {format_percent(answer.hfu)}",
         f"memory      {format_bytes(memory.peak_bytes)} of {format_bytes(memory.limit_bytes)}: {verdict}",
         "",
