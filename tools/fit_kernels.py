@@ -85,13 +85,13 @@ JOBS = (
     Job(
         "attention", "attention",
         {"efficiency": (0.7, 0.2, 1.0), "score_unit_s": (4e-11, 1e-12, 2e-10), "tail": (0.5, 0.02, 1.0),
-         "memory_efficiency": (0.5, 0.1, 0.95), "latency_s": (1e-5, 2e-6, 4e-5), "throttle": (0.1, 0.005, 0.8),
+         "softmax_overlap": (1.5, 1.0, 8.0), "memory_efficiency": (0.5, 0.1, 0.95), "latency_s": (1e-5, 2e-6, 4e-5), "throttle": (0.1, 0.005, 0.8),
          "throttle_time_s": (3e-3, 2e-4, 2e-2)},
         ({}, {"efficiency": 0.9}), ({"backward_rate": 0.85},),
     ),
     Job(
         "grouped_gemm", "moe", {**GEMM_FREE, "ragged_tiles": (0.5, 0.05, 1.5), "latency_s": (1e-5, 1e-6, 6e-5)},
-        ({}, {"tile_overhead": 3.0}), TILE_CHOICES,
+        ({}, {"tile_overhead": 3.0}, {"throttle": 0.02, "prologue_k": 60.0, "efficiency": 0.75}), TILE_CHOICES,
     ),
 )  # fmt: skip
 
@@ -153,13 +153,13 @@ def fit(job: Job, machine: Machine, dtype: str, kernels: KernelModel, rows: Any)
             return {**fixed, **dict(zip(names, map(float, np.exp(x)), strict=True))}
 
         def residual(x: Any, made: Callable[[Any], dict[str, float]] = constants) -> Any:
-            return np.log1p(errors(job, machine, dtype, with_constants(kernels, key, made(x)), fitted))
+            return errors(job, machine, dtype, with_constants(kernels, key, made(x)), fitted)
 
         for start in job.starts:
             first = np.log([start.get(name, job.free[name][0]) for name in names])
-            result = least_squares(residual, first, bounds=(low, high), loss="soft_l1", f_scale=0.03, diff_step=1e-3,
+            result = least_squares(residual, first, bounds=(low, high), loss="soft_l1", f_scale=0.02, diff_step=1e-3,
                                    max_nfev=60)
-            score = float(np.abs(np.expm1(residual(result.x))).mean())
+            score = float(np.abs(residual(result.x)).mean())
             if best is None or score < best[0]:
                 best = score, constants(result.x)
     assert best is not None
@@ -170,9 +170,9 @@ def with_known_softmax(job: Job, machine: Machine) -> Job:
     """One head_dim cannot tell softmax from products: 16 exponentials per clock and unit (CUDA programming guide,
     arithmetic throughput of special functions) are set instead.
     """
-    free = {name: value for name, value in job.free.items() if name != "score_unit_s"}
-    known = float(f"{1.0 / (16.0 * machine.clock):.3g}")
-    return replace(job, free=free, fixed=tuple({**fixed, "score_unit_s": known} for fixed in job.fixed))
+    known = {"score_unit_s": float(f"{1.0 / (16.0 * machine.clock):.3g}"), "softmax_overlap": 1.0}
+    free = {name: value for name, value in job.free.items() if name not in known}
+    return replace(job, free=free, fixed=tuple({**fixed, **known} for fixed in job.fixed))
 
 
 def residuals(error: Any) -> dict[str, float]:
@@ -210,7 +210,7 @@ def toml_text(machine: Machine, kernels: KernelModel) -> str:
         "# on the half of the shapes kept out of the fit: products of at least 2 GFLOP, attention of 1024 and longer.",
         "# fp8 and nvfp4 products: m a multiple of 16 (other m run slower kernels that training does not use).",
         "# pointwise, lookup and attention.backward_rate are published figures, cited in simulator/cluster/.",
-        f'device = "{machine.name}"', f'fitted_on = "{date.today().isoformat()}"', f'source = "{SOURCE}"',
+        f'device = "{machine.name}"', 'provenance = "fitted"', f'fitted_on = "{date.today().isoformat()}"', f'source = "{SOURCE}"',
     ]  # fmt: skip
     for section, tables in (("constants", kernels.constants), ("residuals", kernels.residuals)):
         for key in sorted(tables):
@@ -224,7 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", type=Path)
     parser.add_argument("--out", type=Path, default=Path("hardware/calibration"))
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", default="", help="one generation")
     options = parser.parse_args()
     for machine in MACHINES:
         if options.only in ("", machine.generation):

@@ -2,7 +2,8 @@
 
 One block of threads holds 128 queries of a head and walks the visible keys. With P visible (query, key) pairs,
 
-    pair   = (2 head_dim + 2 value_head_dim) / (efficiency peak) + score_unit_s / U      seconds of the whole device
+    math   = (2 head_dim + 2 value_head_dim) / (efficiency peak)   seconds of the whole device for a pair's products
+    pair   = (math^p + (score_unit_s / U)^p)^(1/p)                 p = softmax_overlap: 1 one after the other
     even   = batch heads P pair                                    all blocks spread evenly over U units
     tail   = imbalance 128 visible_keys pair U                     the longest block, when the others are done
     time   = latency_s + throttled(even + tail + bytes / (memory_efficiency bandwidth))
@@ -25,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.arch.operations import DTYPE_BYTES, Number
-from simulator.cluster.gemm import throttled_s
+from simulator.cluster.gemm import smooth_max, throttled_s
 from simulator.cluster.peaks import constants_for, peak_flops_per_s
 from simulator.spec.hardware import Device
 
@@ -74,7 +75,8 @@ def attention_time_s(
     rate = c["efficiency"] * peak_flops_per_s(device, dtype)
     units = max(device.units, 1)
     slower = BACKWARD_FLOPS / c["backward_rate"] if backward else 1.0
-    pair = slower * (2.0 * width / rate + c["score_unit_s"] / units)
+    score = np.full_like(width, c["score_unit_s"] / units)
+    pair = slower * smooth_max(2.0 * width / rate, score, c["softmax_overlap"])
     even = b * h * visible_pairs(q, kv, causal=causal, window=window) * pair
     span = np.minimum(kv, float(window)) if window else kv
     tail = c["tail"] * np.minimum(q, QUERY_TILE) * span * pair * units

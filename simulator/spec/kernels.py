@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,41 +22,6 @@ class KernelModel:
     source: str = ""
     residuals: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Errors of the fit on rows kept out of it, by family and dtype: rows, mean, median, p90, bias (relative)."""
-
-
-GEMM_CONSTANTS = (
-    "largest_tile", "efficiency", "tile_overhead", "prologue_k", "wave_ramp", "split_latency_s", "split_passes",
-    "memory_efficiency", "ramp_penalty", "ramp_bytes", "overlap_power", "latency_s", "throttle", "throttle_time_s",
-)  # fmt: skip
-NEEDED: Mapping[str, tuple[str, ...]] = {
-    "gemm": GEMM_CONSTANTS,
-    "grouped_gemm": (*GEMM_CONSTANTS, "ragged_tiles"),
-    "attention": (
-        "efficiency", "score_unit_s", "tail", "memory_efficiency", "latency_s", "throttle", "throttle_time_s",
-        "backward_rate",
-    ),
-    "pointwise": ("memory_efficiency", "latency_s"),
-    "lookup": ("memory_efficiency", "latency_s"),
-}  # fmt: skip
-"""The constants that each kernel family needs."""
-
-
-def kernel_model_of(table: Mapping[str, Any]) -> KernelModel:
-    """The kernel model in a parsed calibration table (hardware/calibration/*.toml).
-
-    `table` has `source`, `constants` (by family and dtype) and `residuals`. Raises KeyError naming the first family or
-    constant that is missing: the files are written by tools/fit_kernels.py.
-    """
-    constants = {name: dict(values) for name, values in table["constants"].items()}
-    for family, names in NEEDED.items():
-        held = [key for key in constants if key.split(".")[0] == family]
-        if not held:
-            raise KeyError(f"constants.{family}")
-        for key in held:
-            for name in names:
-                constants[key][name] = float(constants[key][name])
-    residuals = {name: dict(values) for name, values in table.get("residuals", {}).items()}
-    return KernelModel(constants=constants, provenance="fitted", source=str(table["source"]), residuals=residuals)
 
 
 def kernel_model_for(generation: str, device_name: str, calibrations: Mapping[str, KernelModel]) -> KernelModel:
@@ -109,7 +73,8 @@ def assumed_model(generation: str) -> KernelModel:
         "ramp_bytes": 64.0e6, "overlap_power": 4.0, "latency_s": 4.0e-6, "throttle": 0.0, "throttle_time_s": 1.0e-3,
     }  # fmt: skip
     attention = {
-        "efficiency": 0.6 * efficiency, "score_unit_s": 0.0, "tail": 0.5, "memory_efficiency": 0.6, "latency_s": 1.0e-5,
+        "efficiency": 0.6 * efficiency, "score_unit_s": 0.0, "softmax_overlap": 1.0, "tail": 0.5,
+        "memory_efficiency": 0.6, "latency_s": 1.0e-5,
         "throttle": 0.0, "throttle_time_s": 1.0e-3, "backward_rate": 0.85,
     }  # fmt: skip
     return KernelModel(
