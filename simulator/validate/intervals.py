@@ -85,7 +85,7 @@ def _reach(ordered: Sequence[tuple[float, float]], tail: float) -> float:
     below, bound = 0.0, ordered[0][0]
     for value, weight in ordered:
         below += weight
-        if below > tail:
+        if below > tail + 1e-12:
             break
         bound = value
     return bound

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from simulator.errors import InputError, Problem
+from simulator.validate.intervals import write_residuals
 from simulator.validate.score import ScoredRow, Scores, SkippedRow
 
 WORST = 20
+PROVENANCE = "ln(measured / predicted) of published runs, written by `make validate`; intervals are read off it"
 AIMS: Mapping[str, float] = {
     "korthikanti": 0.03, "megatron_lm": 0.04, "vtrain": 0.10, "colm_parallel_layouts": 0.08, "llm_foundry": 0.08,
     "nvidia_megatron_bridge": 0.08, "nvidia_nemo_docs": 0.08, "nvidia_dgxc": 0.08, "nemo_launcher_a100": 0.08,
@@ -26,7 +28,7 @@ AIMS: Mapping[str, float] = {
 
 
 def write_report(scores: Scores, folder: Path, *, reasons: Mapping[str, str] | None = None, plots: bool = True) -> Path:
-    """Write REPORT.md (and scatter plots as SVG) into `folder` and return its path.
+    """Write REPORT.md, residuals.csv and scatter plots as SVG into `folder`; returns the path of the report.
 
     Raises InputError when the folder cannot be written.
     """
@@ -35,6 +37,7 @@ def write_report(scores: Scores, folder: Path, *, reasons: Mapping[str, str] | N
         images = scatter_plots(scores, folder / "plots") if plots else {}
         path = folder / "REPORT.md"
         path.write_text(report_text(scores, reasons or {}, images), encoding="utf-8")
+        write_residuals(folder / "residuals.csv", scores.residuals, PROVENANCE)
     except OSError as error:
         raise InputError([Problem(f"cannot be written: {error.strerror}.", str(folder))]) from None
     return path

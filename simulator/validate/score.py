@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from simulator.errors import InputError
@@ -85,7 +85,8 @@ class Scores:
 
     rows: tuple[ScoredRow, ...]
     skipped: tuple[SkippedRow, ...]
-    provenance: Mapping[str, str] = field(default_factory=dict)
+    residuals: tuple[Residual, ...] = ()
+    """ln(measured / predicted) of these runs, and of the known ones that are not among them."""
 
     def by_family(self) -> dict[str, dict[str, Any]]:
         """Figures of each family, in the order of the table."""
@@ -116,14 +117,6 @@ class Scores:
             ],
         }
 
-    def residuals(self) -> tuple[Residual, ...]:
-        """ln(measured / predicted) of every timed row, for the prediction intervals."""
-        return tuple(
-            Residual(row.run_id, row.family, row.regime, math.log(row.measured_s / row.predicted_s))
-            for row in self.rows
-            if row.measured_s
-        )
-
 
 def score(
     rows: Iterable[PublishedRun],
@@ -133,16 +126,18 @@ def score(
     residuals: Sequence[Residual] = (),
     progress: Callable[[int], None] | None = None,
 ) -> Scores:
-    """Predict every row that can be expressed. The interval of a row never uses residuals of its own family.
+    """Predict every row that can be expressed.
+
+    Intervals come from the residuals of these rows and the known `residuals` of other runs; that of a row never uses
+    its own family's.
 
     `estimator(model, cluster, run, strategy)` is `simulator.estimate`; what it refuses with InputError is a skip with
     its reason.
     """
     scored: list[ScoredRow] = []
     skipped: list[SkippedRow] = []
-    ranges: dict[tuple[str, ...], tuple[float, float]] = {}
     for number, row in enumerate(rows, start=1):
-        outcome = _score_row(row, estimator, facts, residuals, ranges)
+        outcome = _score_row(row, estimator, facts)
         if isinstance(outcome, Skip):
             skipped.append(
                 SkippedRow(run_id=row.run_id, family=row.family, reason=outcome.reason, detail=outcome.detail)
@@ -151,13 +146,39 @@ def score(
             scored.append(outcome)
         if progress is not None:
             progress(number)
-    return Scores(tuple(scored), tuple(skipped))
+    ratios = _merged(residuals, scored)
+    return Scores(_with_intervals(scored, ratios), tuple(skipped), ratios)
 
 
-def _score_row(
-    row: PublishedRun, estimator: Estimator, facts: Facts, residuals: Sequence[Residual],
-    ranges: dict[tuple[str, ...], tuple[float, float]],
-) -> ScoredRow | Skip:  # fmt: skip
+def residuals_of(rows: Iterable[ScoredRow]) -> list[Residual]:
+    """ln(measured / predicted) of every timed row."""
+    return [
+        Residual(row.run_id, row.family, row.regime, math.log(row.measured_s / row.predicted_s))
+        for row in rows
+        if row.measured_s
+    ]
+
+
+def _merged(known: Sequence[Residual], rows: Sequence[ScoredRow]) -> tuple[Residual, ...]:
+    """The residuals of these rows, and the known ones of runs that are not among them."""
+    own = residuals_of(rows)
+    ids = {residual.run_id for residual in own}
+    return (*(residual for residual in known if residual.run_id not in ids), *own)
+
+
+def _with_intervals(rows: Sequence[ScoredRow], residuals: Sequence[Residual]) -> tuple[ScoredRow, ...]:
+    ranges: dict[tuple[str, ...], tuple[float, float]] = {}
+    found = []
+    for row in rows:
+        key = (row.family, *sorted(row.regime.values()))
+        if key not in ranges:
+            ranges[key] = interval(row.regime, residuals, without=row.family)
+        low, high = ranges[key]
+        found.append(replace(row, low_s=low * row.predicted_s, high_s=high * row.predicted_s))
+    return tuple(found)
+
+
+def _score_row(row: PublishedRun, estimator: Estimator, facts: Facts) -> ScoredRow | Skip:
     found = configure(row, facts)
     if isinstance(found, Skip):
         return found
@@ -165,15 +186,11 @@ def _score_row(
     if isinstance(picked, Skip):
         return picked
     predicted, strategy = picked
-    key = (row.family, *sorted(predicted.regime.values()))
-    if key not in ranges:
-        ranges[key] = interval(predicted.regime, residuals, without=row.family)
-    low, high = ranges[key]
     measured = row.step_time_s if row.outcome == "ok" else None
     return ScoredRow(
         run_id=row.run_id, family=row.family, measured_s=measured, outcome=row.outcome,
         measured_peak_bytes=row.peak_memory_bytes if row.outcome == "ok" else None,
-        predicted_s=predicted.step_time_s, low_s=low * predicted.step_time_s, high_s=high * predicted.step_time_s,
+        predicted_s=predicted.step_time_s, low_s=0.0, high_s=math.inf,
         predicted_peak_bytes=predicted.peak_memory_bytes, predicted_fits=predicted.fits,
         ideal_s=predicted.mfu * predicted.step_time_s,
         error=predicted.step_time_s / measured - 1 if measured else None, regime=predicted.regime,

@@ -1,0 +1,210 @@
+"""Rows become strategies: arithmetic first, then the framework's defaults, each recorded; or a reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from simulator.spec.model import ModelSpec
+from simulator.validate.configure import Configuration, configure
+from simulator.validate.models import Skip, model_for, named_model, resized
+from tests.unit.validate.support import World, named, row
+
+
+def configured(world: World | None = None, **cells: Any) -> Configuration:
+    found = configure(row(**cells), world or World())
+    assert isinstance(found, Configuration), found
+    return found
+
+
+def skipped(world: World | None = None, **cells: Any) -> Skip:
+    found = configure(row(**cells), world or World())
+    assert isinstance(found, Skip), found
+    return found
+
+
+def test_what_a_row_states_is_taken_as_it_is() -> None:
+    found = configured(zero=1, sp=True, recompute="full", precision="fp16", schedule="1f1b", pp=2, dp=2, vp=1)
+    (strategy,) = found.strategies
+    assert (strategy.tp, strategy.pp, strategy.dp, strategy.zero, strategy.schedule) == (2, 2, 2, 1, "1f1b")
+    assert strategy.sequence_parallel
+    assert strategy.recompute == "full"
+    assert (found.run.precision, found.run.attention, found.run.global_batch) == ("fp16", "fused", 16)
+    assert found.defaults == ()
+
+
+@pytest.mark.parametrize(
+    ("cells", "degrees"),
+    [
+        ({"dp": None}, (2, 4)),
+        ({"tp": None}, (2, 4)),
+        ({"tp": None, "dp": 8}, (1, 8)),
+        ({"dp": 2, "ep": 2, "experts": 4, "topk": 1}, (2, 4)),
+    ],
+)
+def test_a_missing_degree_follows_from_the_devices(cells: dict[str, Any], degrees: tuple[int, int]) -> None:
+    strategy = configured(**cells).strategies[0]
+    assert (strategy.tp, strategy.dp) == degrees
+
+
+def test_framework_defaults_fill_what_is_left_and_are_recorded() -> None:
+    world = World(defaults={"zero": 1, "sequence_parallel": True, "precision": "fp16", "vocab": 777, "recompute": "full"})
+    found = configured(world, precision=None, vocab=None, recompute=None, attention=None)
+    (strategy,) = found.strategies
+    assert (strategy.zero, strategy.sequence_parallel, strategy.recompute) == (1, True, "full")
+    assert found.run.precision == "fp16"
+    assert found.models[0].embedding.vocab == 777
+    assert set(found.defaults) == {
+        "vocab = 777 (framework)", "precision = fp16 (framework)", "attention = fused (framework)",
+        "zero = 1 (framework)", "recompute = full (framework)", "sp = 1 (framework)",
+    }  # fmt: skip
+
+
+def test_open_choices_become_candidates() -> None:
+    found = configured(tp=None, dp=None, micro_batch=None)
+    assert {(s.tp, s.dp) for s in found.strategies} == {(1, 8), (2, 4), (4, 2), (8, 1)}
+    assert {s.micro_batch for s in found.strategies if s.tp == 8} == {1, 2, 4, 8, 16}
+    assert any("fastest of" in text for text in found.defaults)
+
+
+def test_a_framework_with_a_default_accumulation_leaves_no_choice() -> None:
+    found = configured(World(defaults={"micro_batches": 1}), micro_batch=None)
+    assert [s.micro_batch for s in found.strategies] == [4]
+
+
+@pytest.mark.parametrize(
+    ("cells", "schedule", "vp", "split"),
+    [
+        ({"pp": 4, "dp": 1, "tp": 2, "layers": 8}, "1f1b", 1, ()),
+        ({"pp": 2, "dp": 2, "vp": 2}, "interleaved", 2, ()),
+        ({"pp": 2, "dp": 2, "vp": 2, "schedule": "1f1b"}, "interleaved", 2, ()),
+        ({"pp": 4, "dp": 1, "layers": 8, "schedule": "interleaved"}, "interleaved", 2, ()),
+        ({"pp": 4, "dp": 1, "layers": 10, "schedule": "zb-h1"}, "zb-h1", 1, (2, 3, 3, 2)),
+        ({"pp": 4, "dp": 1, "layers": 10, "schedule": "interleaved"}, "interleaved", 3, (0, *[1] * 10, 0)),
+        ({"pp": 4, "dp": 1, "layers": 8, "schedule": "zbv"}, "zbv", 2, ()),
+        ({"vp": 3}, "1f1b", 1, ()),
+    ],
+)
+def test_pipelines(cells: dict[str, Any], schedule: str, vp: int, split: tuple[int, ...]) -> None:
+    strategy = configured(**cells).strategies[0]
+    assert (strategy.schedule, strategy.vp, strategy.layers_per_stage) == (schedule, vp, split)
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        ({"recompute": "selective"}, ("selective", (), 0)),
+        ({"recompute": "other"}, ("full", (), 0)),
+        ({"recompute": "modules", "recompute_detail": "selective: norm, act"}, ("modules", ("moe_act", "layernorm"), 0)),
+    ],
+)
+def test_recompute_words(cells: dict[str, Any], expected: tuple[str, tuple[str, ...], int]) -> None:
+    strategy = configured(**cells).strategies[0]
+    assert (strategy.recompute, strategy.recompute_modules, strategy.recompute_layers) == expected
+
+
+def test_selective_can_mean_whole_layers() -> None:
+    strategy = configured(World(defaults={"selective_layers_fraction": 0.5}), recompute="selective").strategies[0]
+    assert (strategy.recompute, strategy.recompute_layers) == ("full", 2)
+
+
+@pytest.mark.parametrize(("etp", "ep", "expected"), [(0, 4, 2), (1, 4, 1), (0, 8, 1)])
+def test_expert_tensor_degree_follows_the_framework_where_folding_allows(etp: int, ep: int, expected: int) -> None:
+    strategy = configured(World(defaults={"etp": etp}), experts=8, topk=2, ep=ep).strategies[0]
+    assert strategy.etp == expected
+
+
+@pytest.mark.parametrize(
+    ("cells", "reason"),
+    [
+        ({"device": None}, "device not stated"),
+        ({"global_batch": None}, "global_batch not stated"),
+        ({"device": "gpu-9000"}, "not in the catalogue: device gpu-9000"),
+        ({"train_kind": "finetune"}, "training kind finetune is not modelled"),
+        ({"layers": None}, "model dimensions missing"),
+        ({"dp": 8}, "the row contradicts itself"),
+        ({"micro_batch": 3}, "global_batch is no multiple of dp * micro_batch"),
+        ({"pp": 2, "dp": 2, "schedule": "other"}, "schedule other"),
+        ({"pp": 3, "dp": None}, "tp * cp * pp does not divide the devices"),
+        ({"recompute": "modules", "recompute_detail": "selective: everything"}, "recompute module everything"),
+        ({"notes": "full CPU offload"}, "optimizer states offloaded to the host are not modelled"),
+        ({"system": "Soft + 8-bit Adam"}, "8-bit optimizer states are not modelled"),
+    ],
+)
+def test_what_cannot_be_expressed_is_skipped_with_its_reason(cells: dict[str, Any], reason: str) -> None:
+    assert skipped(**cells).reason == reason
+
+
+def test_notes_change_what_they_say() -> None:
+    found = configured(notes="LAMB optimizer; cp comm a2a; EP overlap ON; zero1=2")
+    (strategy,) = found.strategies
+    assert found.run.optimizer == "lamb"
+    assert (strategy.context_kind, strategy.overlap_moe, strategy.shard_group) == ("ulysses", True, 2)
+
+
+def test_an_unknown_system_falls_back_and_says_so() -> None:
+    found = configured(system="Unheard-of")
+    assert found.framework.name == "pytorch"
+    assert "framework = pytorch (no profile names 'Unheard-of')" in found.defaults
+
+
+def built(**cells: Any) -> ModelSpec:
+    found = model_for(row(**cells), {}, 1000)
+    assert not isinstance(found, Skip)
+    return found[0]
+
+
+def test_plain_models_of_each_kind() -> None:
+    llama = built(gated=True, kv_heads=2)
+    assert (llama.norm, llama.head.tied, llama.embedding.learned_positions) == ("rmsnorm", False, 0)
+    gpt = built()
+    assert (gpt.norm, gpt.head.tied, gpt.embedding.learned_positions) == ("layernorm", True, 128)
+    bert = built(arch="encoder")
+    assert (bert.head.transform, bert.embedding.token_types, bert.architecture) == (True, 2, "encoder")
+    t5 = built(arch="encoder-decoder", layers=6)
+    assert [(s.role, s.layers) for s in t5.stacks] == [("encoder", 3), ("decoder", 3)]
+    assert t5.stacks[1].layer(0).cross_attention is not None
+    every_other = built(experts=4, topk=2, notes="MoE in every other layer")
+    assert [every_other.stacks[0].layer(i).experts is not None for i in range(4)] == [False, True, False, True]
+
+
+def test_encoder_decoder_layers_are_doubled_where_the_size_in_the_name_says_so() -> None:
+    """NeMo's T5 3B: 24 layers in each of its two stacks, hidden 2048, feed-forward 5120."""
+    cells = {"arch": "encoder-decoder", "hidden": 2048, "heads": 32, "ffn_hidden": 5120, "vocab": 29184, "layers": 24}
+    assert built(**cells, model="T5 3B").layers == 48
+    assert built(**cells, model="T5").layers == 24
+    assert built(**cells | {"layers": 48}, model="T5 3B").layers == 48
+
+
+def test_a_catalogue_model_needs_equal_dimensions_and_a_like_name() -> None:
+    known = [named("gpt-tiny"), named("gpt-wide", hidden=128, ffn_hidden=512)]
+    assert named_model(row(), known) is known[0]
+    assert named_model(row(model="OPT tiny"), known) is None
+    assert named_model(row(ffn_hidden=300), known) is None
+    assert named_model(row(model="any", assumed="fields <- MODELS.csv[gpt-tiny]"), known) is known[0]
+
+
+def test_a_proxy_keeps_the_first_layers_of_the_catalogue_model() -> None:
+    found = model_for(row(layers=2), {"gpt-tiny": named("gpt-tiny")}, 1000)
+    assert not isinstance(found, Skip)
+    assert found[0].layers == 2
+    assert "layers = 2 of 4 (row)" in found[1]
+
+
+def test_resized_stacks_keep_what_leads_and_repeat_the_pattern() -> None:
+    dense, sparse = (named("a").stacks[0].layer(0), named("b", experts=2, topk=1).stacks[0].layer(0))
+    lead = ((dense, 1), (sparse, 3))
+    assert resized(lead, 2) == ((dense, 1), (sparse, 1))
+    assert resized(lead, 6) == ((dense, 1), (sparse, 5))
+    other = ((dense, 1), (sparse, 1), (dense, 1), (sparse, 1))
+    assert resized(other, 6) == (*other, (dense, 1), (sparse, 1))
+
+
+def test_electra_trains_two_models() -> None:
+    generator, discriminator = configured(arch="encoder", hidden=96, heads=6, notes="generator + discriminator").models
+    assert (generator.hidden, discriminator.hidden) == (32, 96)
+    attention = generator.stacks[0].layer(0).attention
+    assert attention is not None
+    assert attention.heads == 2
+    assert generator.embedding.width == 96

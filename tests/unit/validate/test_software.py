@@ -1,0 +1,89 @@
+"""Published system names find their profile, and every profile says where its values come from."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+
+import pytest
+
+from simulator import catalog
+from simulator.spec.run import OPTIMIZERS, PRECISIONS, Framework
+from simulator.spec.strategy import RECOMPUTE
+from simulator.validate.software import framework_for, year_of
+from tests.unit.validate.support import row
+
+PROFILES = {name: catalog.load_framework(name) for name in catalog.names("frameworks")}
+
+
+@pytest.mark.parametrize(
+    ("system", "year", "expected"),
+    [
+        ("Megatron-LM (PTD-P)", 2021, "megatron-lm-2021"),
+        ("Megatron-LM", 2020, "megatron-lm-2021"),
+        ("Megatron-LM", 2022, "megatron-lm-2022"),
+        ("Megatron-LM", 2024, "megatron-core"),
+        ("Megatron-LM (Oct 2021, untied embedding)", 2021, "megatron-lm-2021"),
+        ("Megatron-LM v1.1.5 + DeepSpeed ZeRO-3 (TP only)", 2021, "deepspeed"),
+        ("Megatron-LM 2.4 + DeepSpeed 3D", 2021, "megatron-deepspeed"),
+        ("Megatron-LM 23e00ed0 + TE 2.11 (no overlap)", 2025, "simumax-megatron"),
+        ("Megatron-DeepSpeed (PyTorch 2.0.1)", 2023, "megatron-deepspeed"),
+        ("Megatron-DeepSpeed (BF16 optimizer, fp32 grad accumulation)", 2022, "megatron-deepspeed-bf16"),
+        ("HF Trainer + DeepSpeed", 2021, "hf-deepspeed"),
+        ("Megatron-Core v0.16 dev (full optimization stack)", 2025, "megatron-core-moe"),
+        ("Megatron-Core main(1e057005); dispatcher A2A", 2025, "megatron-core-moe"),
+        ("NeMo 24.07", 2024, "nemo"),
+        ("NeMo (v25.04.01)", 2025, "nemo"),
+        ("NeMo Framework / NeMo Megatron", 2022, "nemo-megatron-2022"),
+        ("NeMo Framework 23.07, with LDDL", 2023, "nemo-megatron-2022"),
+        ("NeMo AutoModel (PyTorch FSDP2/DTensor)", 2025, "nemo-automodel"),
+        ("Megatron-Bridge (26.04 NeMo Container)", 2026, "megatron-bridge"),
+        ("AA-Scaling (Aleph Alpha), Megatron-style 3D parallel + ZeRO-1", 2023, "aa-scaling"),
+        ("llm-foundry / Composer (PyTorch FSDP)", 2023, "llm-foundry"),
+        ("PyTorch FSDP (fms-fsdp)", 2024, "torch-fsdp"),
+        ("PyTorch FSDP (fms-fsdp) + torch.compile", 2024, "torch-fsdp-compiled"),
+        ("DeepLearningExamples PyTorch", 2021, "dle-pytorch"),
+        ("DeepLearningExamples TensorFlow2", 2021, "dle-tensorflow"),
+        ("DeepLearningExamples PaddlePaddle", 2023, "dle-paddle"),
+        ("Alpa (auto_sharding)", 2022, "alpa"),
+        ("Alpa/Parax (zero_2)", 2021, "alpa"),
+        ("InternEvo (Hybrid ZeRO)", 2024, "internevo"),
+        ("Zero Bubble (Megatron-LM fork)", 2024, "zero-bubble"),
+        ("MaxText", 2024, "maxtext"),
+        ("Mesh-TensorFlow", 2021, "mesh-tensorflow"),
+        ("unheard of", 2024, None),
+    ],
+)
+def test_each_published_name_means_one_profile(system: str, year: int, expected: str | None) -> None:
+    assert framework_for(system, year, PROFILES) == expected
+
+
+def test_the_year_is_the_sources_or_the_devices() -> None:
+    assert year_of(row(source="arXiv:2205.05198 Tables 3 and 5", device="a100-sxm-80gb")) == 2022
+    assert year_of(row(source="github:x", device="v100-sxm2-32gb")) == 2021
+    assert year_of(row(source="github:x", device="gb200")) == 2025
+
+
+@pytest.mark.parametrize("name", sorted(PROFILES))
+def test_every_value_of_a_profile_has_its_source(name: str) -> None:
+    profile = PROFILES[name]
+    told = {"name", "title", "systems", "since", "defaults", "sources"}
+    valued = {field.name for field in fields(Framework)} - told
+    assert set(profile.sources) == valued
+    assert all(len(text) > 3 for text in profile.sources.values())
+
+
+@pytest.mark.parametrize("name", sorted(PROFILES))
+def test_defaults_are_words_that_runs_and_strategies_know(name: str) -> None:
+    defaults = PROFILES[name].defaults
+    assert defaults["precision"] in PRECISIONS
+    assert defaults["optimizer"] in OPTIMIZERS
+    assert defaults.get("recompute", "none") in RECOMPUTE
+    assert defaults["zero"] in (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("name", sorted(PROFILES))
+def test_names_of_systems_are_expressions(name: str) -> None:
+    assert PROFILES[name].systems
+    for pattern in PROFILES[name].systems:
+        re.compile(pattern)
