@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -109,19 +110,14 @@ def cluster_for(
     systems keep their own node. `sources["assumed"]` of the answer states what was taken. Raises InputError for an
     unknown device, a device without a usual node, and counts below 1.
     """
-    from simulator.spec.cluster_fill import filled
+    from simulator.spec.cluster_fill import NETWORK_KINDS, filled
 
     if devices < 1 or (devices_per_node is not None and devices_per_node < 1):
         raise InputError([f"devices({devices}) and devices_per_node({devices_per_node}) must be at least 1."])
     device = load_device(device_name)
-    usual = _document("devices", device_name).table.get("cluster")
-    if not usual:
-        raise InputError([f"the catalogue names no usual node for {device.name}: name a cluster."])
+    usual = _usual_cluster(device_name, devices, devices_per_node)
     file = _cluster_file(_document("clusters", usual).path, _roots())
     per_node, said = _per_node(file, devices, devices_per_node)
-    said.insert(0, f"nodes and fabric of {usual}")
-    if nic_bytes_per_s is None and devices > per_node:
-        said.append("its network's own bandwidth")
     cluster = filled(
         file,
         usual,
@@ -130,18 +126,21 @@ def cluster_for(
         devices_per_node=per_node,
         nic_bytes_per_s=nic_bytes_per_s,
     )
-    return _with_source(cluster, "assumed", "; ".join(said))
+    said.insert(0, f"nodes and fabric of {usual}")
+    if nic_bytes_per_s is None and any(tier.kind in NETWORK_KINDS for tier in cluster.tiers):
+        said.append("the bandwidth of its network")
+    return replace(cluster, sources={**cluster.sources, "assumed": "; ".join(said)})
 
 
-def entry(name: str) -> tuple[Mapping[str, Any], str]:
-    """The table and the text of the entry of that name, of whichever kind. Raises InputError for an unknown name."""
-    index = _index(_roots())
-    for kind in FOLDERS:
-        if name in index[kind]:
-            file, _ = index[kind][name]
-            return _cached_document(kind, name, _roots()).table, file.read_text(encoding="utf-8")
-    known = [each for entries in index.values() for each in entries]
-    raise InputError([Problem(f"nothing in the catalogue is called {name}.", "", did_you_mean(name, known))])
+def _usual_cluster(device_name: str, devices: int, devices_per_node: int | None) -> str:
+    """The cluster that the device's file names: by node size where a run has several nodes of that size."""
+    table = _document("devices", device_name).table
+    several = devices_per_node is not None and devices > devices_per_node
+    by_size = table.get("cluster_of_node_size", {}).get(str(devices_per_node)) if several else None
+    usual = by_size or table.get("cluster")
+    if not usual:
+        raise InputError([f"the catalogue names no usual node for {device_name}: name a cluster."])
+    return str(usual)
 
 
 def is_path(name_or_path: str) -> bool:
@@ -163,12 +162,6 @@ def _per_node(file: ClusterFile, devices: int, asked: int | None) -> tuple[int, 
     if whole != wanted:
         said.append(f"{whole} devices per node, as {wanted} does not divide {devices}")
     return whole, said
-
-
-def _with_source(cluster: Cluster, key: str, text: str) -> Cluster:
-    from dataclasses import replace
-
-    return replace(cluster, sources={**cluster.sources, key: text})
 
 
 def _check_kind(kind: str) -> None:

@@ -69,7 +69,8 @@ def _tiers(
         limit = tier.size or devices
         if tier.size == file.devices_per_node:
             limit = per_node
-        size = _size(tier, min(limit, devices), devices, below)
+        grain = per_node if below < per_node < limit else below
+        size = _size(tier, min(limit, devices), devices, grain)
         if size > below or not tiers:
             tiers.append(_tier(tier, size, nic_bytes_per_s))
             below = size
@@ -81,21 +82,20 @@ def _tiers(
     return tuple(tiers)
 
 
-def _size(tier: TierFile, limit: int, devices: int, below: int) -> int:
+def _size(tier: TierFile, limit: int, devices: int, grain: int) -> int:
     if tier.kind in NETWORK_KINDS or devices % limit == 0:
         return limit
-    return max((d for d in divisors(devices) if d <= limit and d % below == 0), default=limit)
+    return max((d for d in divisors(devices) if d <= limit and d % grain == 0), default=limit)
 
 
 def _tier(tier: TierFile, size: int, nic_bytes_per_s: float | None) -> Tier:
     override = nic_bytes_per_s if nic_bytes_per_s and tier.kind in NETWORK_KINDS else None
     shape = _shape(tier, size)
     source = tier.source if override is None else f"given for this run; otherwise {tier.source}"
-    meshed = tier.topology == "hybrid-cube-mesh" and size <= 4
     return Tier(
         name=tier.name,
         kind=tier.kind,
-        topology="full-mesh" if meshed else tier.topology,
+        topology=tier.topology,
         size=size,
         bandwidth_bytes_per_s=override or tier.bandwidth,
         latency_s=tier.latency,

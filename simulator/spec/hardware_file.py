@@ -47,6 +47,8 @@ class DeviceFile(_Table):
     aliases: list[Name] = []
     cluster: Name | None = None
     """Its usual node and fabric: a name in hardware/clusters."""
+    cluster_of_node_size: dict[Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}$")], Name] = {}
+    """Other nodes of this device, by devices per node."""
     memory: Bytes
     """Installed (what the vendor prints as GB is GiB)."""
     memory_usable: Bytes | None = None
