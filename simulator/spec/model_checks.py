@@ -106,6 +106,10 @@ def _attention(file: ModelFile) -> Iterator[Fault]:
             f'relative_bias = "{spec.relative_bias}" with relative_bias_buckets({spec.relative_bias_buckets})',
             'Say both: relative_bias = "per-stack" (T5) or "per-layer", and the number of buckets.',
         )
+    if file.dims.architecture == "encoder-decoder":
+        for key in ("kv_lora_rank", "qk_norm", "sinks"):
+            if getattr(spec, key):
+                yield Fault(("attention", key), f"{key} beside cross-attention is not modelled")
     yield from _latent(file)
 
 

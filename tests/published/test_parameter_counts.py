@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from simulator.arch.parameters import parameters
 from simulator.spec.model import ModelSpec
 from simulator.spec.model_file import read_model
-from simulator.spec.reading import read_document
+from simulator.spec.reading import Document, read_document
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {path.stem: path for path in sorted((ROOT / "models").rglob("*.toml"))}
@@ -168,6 +170,65 @@ def test_the_count_equals_the_closed_formula(name: str) -> None:
 @pytest.mark.parametrize(("name", "expected"), TORCH.items())
 def test_the_count_equals_what_torch_holds(name: str, expected: int) -> None:
     assert parameters(load(name)).total == expected
+
+
+@st.composite
+def files(draw: st.DrawFn) -> Table:
+    """A file of any shape that the format can say."""
+    d, heads, kind = draw(st.integers(8, 96)), draw(st.sampled_from([2, 4, 8])), draw(st.sampled_from(["rms", "layer"]))
+    both, number = draw(st.booleans()), st.integers(1, 9)
+    forward = {
+        "hidden": draw(number) * 8,
+        "activation": "gelu",
+        "gated": draw(st.booleans()),
+        "bias": draw(st.booleans()),
+    }
+    attention: Table = {"heads": heads, "head_dim": draw(st.integers(1, 8)) * 4}
+    if not both and draw(st.booleans()):
+        attention |= {"kv_lora_rank": draw(number), "q_lora_rank": draw(st.integers(0, 9)), "rope_head_dim": 2}
+        attention["value_head_dim"] = draw(number)
+    else:
+        attention |= {key: draw(st.booleans()) for key in ("qkv_bias", "out_bias")}
+        attention |= {key: not both and draw(st.booleans()) for key in ("qk_norm", "sinks")}
+        attention["kv_heads"] = draw(st.sampled_from([1, 2, heads]))
+    if draw(st.booleans()):
+        owner = draw(st.sampled_from(["per-stack", "per-layer"]))
+        attention |= {"relative_bias": owner, "relative_bias_buckets": draw(number)}
+    layers = {"encoder_layers": draw(number), "decoder_layers": draw(number)} if both else {"layers": draw(number)}
+    file: Table = {
+        "title": "any", "family": "any", "attention": attention, "feed_forward": forward,
+        "dims": {"architecture": "encoder-decoder" if both else "decoder", "hidden": d, "seq_len": 16, **layers},
+        "norm": {"kind": f"{kind}norm", "final": draw(st.booleans())},
+        "embedding": {"vocab": draw(st.integers(1, 500)), "learned_positions": draw(st.sampled_from([0, 16, 99]))},
+        "head": {"tied": draw(st.booleans()), "bias": draw(st.booleans())},
+        "published": {"explanation": "none"},
+        "sources": dict.fromkeys(("dims", "attention", "feed_forward", "embedding"), "drawn"),
+    }  # fmt: skip
+    if both:
+        file["dims"]["target_seq_len"] = 8
+    if draw(st.booleans()):
+        count = draw(st.sampled_from([4, 8]))
+        every = draw(st.integers(1, min(layers.values())))
+        mixture = {
+            **forward,
+            "count": count,
+            "top_k": draw(st.integers(1, 2)),
+            "every": every,
+            "shared": draw(st.integers(0, 2)),
+        }
+        mixture |= {"router_bias": draw(st.booleans()), "extra_feed_forward": every == 1 or draw(st.booleans())}
+        mixture |= {"branching": 2} if draw(st.booleans()) else {}
+        # A shared expert of a mixture with biases would have biases of its own; none of the catalogue does.
+        mixture |= {"shared": 0} if mixture["bias"] else {}
+        file["experts"] = mixture
+        file["sources"]["experts"] = "drawn"
+    return file
+
+
+@given(files())
+def test_any_shape_counts_as_the_closed_formula_says(file: Table) -> None:
+    count = parameters(read_model(Document("any.toml", file)))
+    assert (count.total, count.active) == closed_form(file)
 
 
 def _printed() -> Iterator[tuple[str, ModelSpec]]:

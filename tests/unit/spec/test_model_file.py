@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import tomllib
 from collections import Counter
@@ -16,7 +17,7 @@ from simulator.errors import InputError
 from simulator.spec.model import LayerSpec, ModelSpec
 from simulator.spec.model_file import read_model
 from simulator.spec.model_tables import LayerRule, printed_count
-from simulator.spec.reading import parse_document, read_document
+from simulator.spec.reading import Document, parse_document, read_document
 
 ROOT = Path(__file__).resolve().parents[3]
 BAD = sorted((ROOT / "tests" / "unit" / "bad_files" / "models").glob("*.toml"))
@@ -262,3 +263,27 @@ def test_the_example_in_the_readme_is_a_model() -> None:
     model = read_model(parse_document(example, "models/mistral/mixtral-8x7b.toml"))
     assert model.stacks == load("mistral/mixtral-8x7b").stacks
     assert model.published.parameters == load("mistral/mixtral-8x7b").published.parameters
+
+
+VALUES = st.one_of(
+    st.integers(-3, 3), st.sampled_from([10**6, 2**31, 2**53]), st.floats(allow_nan=False), st.booleans(),
+    st.text(max_size=5), st.lists(st.integers(-1, 3) | st.sampled_from(["local", "full"]), max_size=4),
+    st.none(), st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+)  # fmt: skip
+
+
+@given(st.sampled_from(FILES), st.data())
+def test_whatever_is_written_in_a_file_it_is_read_or_refused_politely(path: Path, data: st.DataObject) -> None:
+    document = read_document(path, path.name)
+    table = copy.deepcopy(dict(document.table))
+    for _ in range(data.draw(st.integers(1, 3))):
+        name = data.draw(st.sampled_from(sorted(table)))
+        if isinstance(table[name], dict) and table[name]:
+            table[name][data.draw(st.sampled_from(sorted(table[name])))] = data.draw(VALUES)
+        else:
+            table[name] = data.draw(VALUES)
+    try:
+        assert read_model(Document(document.path, table, document.lines)).layers > 0
+    except InputError as error:
+        refused = error.problems
+        assert all(problem.where.startswith(f"{path.name}:") for problem in refused)
