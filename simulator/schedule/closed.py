@@ -5,6 +5,7 @@ Exact for equal stages and free transfers; they broadcast over every argument bu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -103,32 +104,23 @@ def peak_in_flight(
     """
     p, m, r, v = np.asarray(pp), np.asarray(micro_batches), np.asarray(rank), np.asarray(vp)
     group = np.where(np.asarray(group_size) == 0, p, group_size)
-    everything = m * v + 0 * r
-    match schedule:
-        case "gpipe" | "interleaved-bfs":
-            most = everything + 0 * p
-        case "1f1b":
-            most = p - r
-        case "eager-1f1b":
-            most = 2 * (p - r) - 1
-        case "interleaved":
-            most = 2 * (p - r - 1) + (v - 1) * group + 1
-        case "zb-h1":
-            most = (v - 1) * group + p
-        case "zb-h2":
-            most = 2 * p - 1
-        case "zbv":
-            most = np.minimum(2 * p, m + r + 1)
-        case "v-half":
-            most = p + 2
-        case "v-min":
-            most = np.maximum(2 * (p + 4) // 3, 4)
-        case "dualpipe":
-            most = p + 1
-        case "dualpipev":
-            most = 2 * p + 1
-        case "chimera":
-            most = p // 2 + 1 + np.minimum(r, p - 1 - r)
-        case _:
-            raise InputError([f"unknown schedule {schedule!r}. {did_you_mean(schedule, SCHEDULES)}"])
-    return np.minimum(everything, most)
+    if schedule not in _HELD:
+        raise InputError([f"unknown schedule {schedule!r}. {did_you_mean(schedule, SCHEDULES)}"])
+    return np.minimum(m * v + 0 * r, _HELD[schedule](p, m, r, v, group))
+
+
+_HELD: dict[str, Callable[[Number, Number, Number, Number, Number], Number]] = {
+    "gpipe": lambda p, m, _r, _v, _g: m + 0 * p,
+    "1f1b": lambda p, _m, r, _v, _g: p - r,
+    "eager-1f1b": lambda p, _m, r, _v, _g: 2 * (p - r) - 1,
+    "interleaved": lambda p, _m, r, v, g: 2 * (p - r - 1) + (v - 1) * g + 1,
+    "interleaved-bfs": lambda p, m, _r, v, _g: m * v + 0 * p,
+    "zb-h1": lambda p, _m, _r, v, g: (v - 1) * g + p,
+    "zb-h2": lambda p, _m, _r, _v, _g: 2 * p - 1,
+    "zbv": lambda p, m, r, _v, _g: np.minimum(2 * p, m + r + 1),
+    "v-half": lambda p, _m, _r, _v, _g: p + 2,
+    "v-min": lambda p, _m, _r, _v, _g: np.maximum(2 * (p + 4) // 3, 4),
+    "dualpipe": lambda p, _m, _r, _v, _g: p + 1,
+    "dualpipev": lambda p, _m, _r, _v, _g: 2 * p + 1,
+    "chimera": lambda p, _m, r, _v, _g: p // 2 + 1 + np.minimum(r, p - 1 - r),
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 from simulator.errors import Complaints, InputError, did_you_mean
@@ -10,47 +11,43 @@ from simulator.schedule.orders import bidirectional, interleaved, one_f_one_b, v
 from simulator.spec.strategy import SCHEDULES
 
 
-def make_order(schedule: str, *, pp: int, micro_batches: int, vp: int = 1, group_size: int = 0) -> Order:
+def make_order(
+    schedule: str, *, pp: int, micro_batches: int, vp: int = 1, group_size: int = 0, paired: bool = False
+) -> Order:
     """The order of a built-in schedule; the same sizes give the same (cached) value.
 
     `vp` is virtual stages per rank, `group_size` consecutive micro-batches per virtual stage (interleaved only;
-    0 is pp). Raises InputError with every rule that the sizes break.
+    0 is pp). `paired` overlaps each steady forward with a backward so that expert communication hides (interleaved;
+    DualPipe does so by itself). Raises InputError with every rule that the sizes break.
     """
     check_sizes(schedule, pp=pp, micro_batches=micro_batches, vp=vp, group_size=group_size)
-    return _make(schedule, pp, micro_batches, vp, group_size)
+    if paired and schedule not in ("interleaved", "dualpipe", "dualpipev"):
+        raise InputError([f"{schedule} cannot pair forwards with backwards: use interleaved, dualpipe or dualpipev"])
+    return _make(schedule, pp, micro_batches, vp, group_size, paired and schedule == "interleaved")
 
 
 @lru_cache(maxsize=256)
-def _make(schedule: str, pp: int, micro_batches: int, vp: int, group_size: int) -> Order:
-    match schedule:
-        case "gpipe":
-            return one_f_one_b.gpipe(pp, micro_batches)
-        case "1f1b":
-            return one_f_one_b.one_f_one_b(pp, micro_batches)
-        case "eager-1f1b":
-            return one_f_one_b.eager_one_f_one_b(pp, micro_batches)
-        case "interleaved":
-            return interleaved.interleaved(pp, micro_batches, vp, group_size or pp)
-        case "interleaved-bfs":
-            return interleaved.breadth_first(pp, micro_batches, vp)
-        case "zb-h1":
-            return zero_bubble.zb_h1(pp, micro_batches, vp, group_size or pp)
-        case "zb-h2":
-            return zero_bubble.zb_h2(pp, micro_batches)
-        case "zbv":
-            return v_shaped.zbv(pp, micro_batches)
-        case "v-half":
-            return v_shaped.v_half(pp, micro_batches)
-        case "v-min":
-            return v_shaped.v_min(pp, micro_batches)
-        case "dualpipe":
-            return bidirectional.dualpipe(pp, micro_batches)
-        case "dualpipev":
-            return v_shaped.dualpipe_v(pp, micro_batches)
-        case _:
-            return bidirectional.chimera(pp, micro_batches)
+def _make(schedule: str, pp: int, micro_batches: int, vp: int, group_size: int, paired: bool) -> Order:
+    if paired:
+        return interleaved.interleaved(pp, micro_batches, vp, group_size or pp, paired=True)
+    return _MAKERS[schedule](pp, micro_batches, vp, group_size or pp)
 
 
+_MAKERS: dict[str, Callable[[int, int, int, int], Order]] = {
+    "gpipe": lambda pp, m, _vp, _group: one_f_one_b.gpipe(pp, m),
+    "1f1b": lambda pp, m, _vp, _group: one_f_one_b.one_f_one_b(pp, m),
+    "eager-1f1b": lambda pp, m, _vp, _group: one_f_one_b.eager_one_f_one_b(pp, m),
+    "interleaved": interleaved.interleaved,
+    "interleaved-bfs": lambda pp, m, vp, _group: interleaved.breadth_first(pp, m, vp),
+    "zb-h1": zero_bubble.zb_h1,
+    "zb-h2": lambda pp, m, _vp, _group: zero_bubble.zb_h2(pp, m),
+    "zbv": lambda pp, m, _vp, _group: v_shaped.zbv(pp, m),
+    "v-half": lambda pp, m, _vp, _group: v_shaped.v_half(pp, m),
+    "v-min": lambda pp, m, _vp, _group: v_shaped.v_min(pp, m),
+    "dualpipe": lambda pp, m, _vp, _group: bidirectional.dualpipe(pp, m),
+    "dualpipev": lambda pp, m, _vp, _group: v_shaped.dualpipe_v(pp, m),
+    "chimera": lambda pp, m, _vp, _group: bidirectional.chimera(pp, m),
+}
 _LOOPED = ("interleaved", "interleaved-bfs")
 _FOLDED = ("zbv", "v-half", "v-min", "dualpipev")
 _EVEN = ("dualpipe", "chimera")

@@ -8,11 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.errors import Infeasible
+from simulator.schedule.closed import peak_in_flight
 from simulator.schedule.engine import Durations, Transfers, per_stage, simulate
 from simulator.schedule.order import FORWARD, INPUT_GRAD, WEIGHT_GRAD, Ints, Order, build_order, loop_placement
 from simulator.schedule.orders.one_f_one_b import alternate
 from simulator.schedule.orders.v_shaped import v_half, v_min, zbv
 from simulator.schedule.orders.weights import Speeds, place_weights
+from simulator.schedule.orders.zero_bubble import zb_h1, zb_h2
 
 _WARM_UP = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
 """Warm-up forwards tried, in units of 1F1B's p - r - 1; the memory limit cuts them."""
@@ -45,34 +47,27 @@ def zero_bubble_order(
     """
     stages = 2 * pp if folded else pp
     bound = per_stage(np.where(np.asarray(limit) == 0, stages, limit), pp, "limit").tolist()
-    columns = [
-        per_stage(value, stages, name).tolist()
-        for name, value in (
-            ("forward_s", durations.forward_s),
-            ("input_grad_s", durations.input_grad_s),
-            ("weight_grad_s", durations.weight_grad_s),
-        )
-    ]
+    forward = per_stage(durations.forward_s, stages, "forward_s").tolist()
+    grad = per_stage(durations.input_grad_s, stages, "input_grad_s").tolist()
+    weight = per_stage(durations.weight_grad_s, stages, "weight_grad_s").tolist()
     placement = loop_placement(pp, 1)
     plans = [_alternating(pp, micro_batches, factor, bound) for factor in _WARM_UP]
     if folded:
         made = [make(pp, micro_batches) for make in (zbv, v_half, v_min)]
         placement = (made[0].slot_rank, made[0].model_stage, made[0].previous)
         plans = [_without_weights(order) for order in made]
-    best: tuple[float, Order] | None = None
+    known = [] if folded else [zb_h1(pp, micro_batches, 1, pp), zb_h2(pp, micro_batches)]
+    tried = [order for order in known if (_held(order) <= np.array(bound)).all()]
     for plan, patience in product(plans, _PATIENCE):
-        speeds = Speeds(*columns, send_s, weight_share, patience)
+        speeds = Speeds(forward, grad, weight, send_s, weight_share, patience)
         found = place_weights(plan, placement, micro_batches, speeds, limit=bound)
-        if found is None:
-            continue
-        order = build_order("auto", pp, 2 if folded else 1, micro_batches, found, placement=placement)
-        line = simulate(order, durations, Transfers(forward_s=send_s, backward_s=send_s))
-        time = line.period_s if free_running else line.makespan_s
-        if best is None or time < best[0]:
-            best = time, order
-    if best is None:
+        if found is not None:
+            tried.append(build_order("auto", pp, stages // pp, micro_batches, found, placement=placement))
+    if not tried:
         raise Infeasible([f"no zero-bubble order tried fits {min(bound):g} stage-micro-batches per rank at pp({pp})"])
-    return best[1]
+    transfers = Transfers(forward_s=send_s, backward_s=send_s)
+    lines = [simulate(order, durations, transfers) for order in tried]
+    return tried[int(np.argmin([line.period_s if free_running else line.makespan_s for line in lines]))]
 
 
 def _alternating(pp: int, micro_batches: int, factor: float, limit: list[float]) -> list[Ints]:
@@ -87,6 +82,15 @@ def _alternating(pp: int, micro_batches: int, factor: float, limit: list[float])
         plan[forward_at, 2], plan[backward_at, 2] = FORWARD, INPUT_GRAD
         plans.append(plan)
     return plans
+
+
+def _held(order: Order) -> npt.NDArray[np.int64]:
+    """Stage-micro-batches that each rank holds at its peak, as the handcrafted orders say for themselves."""
+    ranks = np.arange(order.pp)
+    held: npt.NDArray[np.int64] = peak_in_flight(
+        order.schedule, pp=order.pp, micro_batches=order.micro_batches, rank=ranks
+    )
+    return held
 
 
 def _without_weights(order: Order) -> list[Ints]:

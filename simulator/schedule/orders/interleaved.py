@@ -8,25 +8,30 @@ from simulator.schedule.order import BACKWARD, FORWARD, Ints, Order, build_order
 from simulator.schedule.orders.one_f_one_b import alternate
 
 
-def interleaved(pp: int, micro_batches: int, vp: int, group_size: int) -> Order:
+def interleaved(pp: int, micro_batches: int, vp: int, group_size: int, *, paired: bool = False) -> Order:
     """Interleaved 1F1B as Megatron-LM orders it (schedules.py, `get_schedule_table` and
     `get_pp_rank_microbatches`): `group_size` consecutive micro-batches per virtual stage, warm-up of
     2 (p - r - 1) + (v - 1) group_size chunks, then one forward, one backward.
 
     group_size = pp is depth-first; group_size = micro_batches runs each virtual stage's forwards in one go
-    (Llama 3 report, section 3.3.2, prints both as N).
+    (Llama 3 report, section 3.3.2, prints both as N). `paired` runs each forward of the steady phase together with
+    the backward after it, which takes one more warm-up chunk (Megatron-Core --overlap-moe-expert-parallel-comm).
     """
     chunk, micro_batch = chunk_table(micro_batches, vp, group_size)
-    columns = []
+    columns, together = [], []
     for rank in range(pp):
-        warm_up = min(2 * (pp - rank - 1) + (vp - 1) * group_size, vp * micro_batches)
+        warm_up = min(2 * (pp - rank - 1) + (vp - 1) * group_size + paired, vp * micro_batches)
         forward_at, backward_at = alternate(vp * micro_batches, warm_up)
         table = np.empty((2 * vp * micro_batches, 3), np.int32)
         table[forward_at] = np.stack([chunk * pp + rank, micro_batch, np.full_like(chunk, FORWARD)], axis=1)
         back = (vp - 1 - chunk) * pp + rank
         table[backward_at] = np.stack([back, micro_batch, np.full_like(chunk, BACKWARD)], axis=1)
         columns.append(table)
-    return build_order("interleaved", pp, vp, micro_batches, columns, placement=loop_placement(pp, vp))
+        pair = np.zeros(len(table), np.bool_)
+        pair[forward_at[warm_up:]] = paired
+        together.append(pair)
+    placement = loop_placement(pp, vp)
+    return build_order("interleaved", pp, vp, micro_batches, columns, placement=placement, paired=together)
 
 
 def chunk_table(micro_batches: int, vp: int, group_size: int) -> tuple[Ints, Ints]:

@@ -1,0 +1,140 @@
+"""Memory over time, read off the timeline: what each rank holds at each moment, and what its peak is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from simulator.schedule.engine import PerStage, per_stage
+from simulator.schedule.order import FORWARD, INPUT_GRAD, WEIGHT_GRAD
+from simulator.schedule.timeline import Timeline
+
+Floats = npt.NDArray[np.float64]
+PARTS = ("static", "activations", "weight_gradient_inputs", "gradients", "working")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """Bytes that one rank holds, by model stage (one number stands for all stages) unless said otherwise."""
+
+    static_bytes: PerStage = 0.0
+    """By rank: weights, optimizer states, buffers that are there all the time."""
+    activation_bytes: PerStage = 0.0
+    """Saved by a forward, let go by the backward of the same micro-batch."""
+    weight_gradient_bytes: PerStage = 0.0
+    """The part of `activation_bytes` (and gradients kept beside it) that a split backward holds until W."""
+    gradient_bytes: PerStage = 0.0
+    """Allocated by a stage's first backward, held to the end of the step."""
+    forward_working_bytes: PerStage = 0.0
+    """Held only while a forward runs: logits, gathered parameters (ZeRO-3), collective buffers."""
+    backward_working_bytes: PerStage = 0.0
+    """Held only while a backward task runs: recomputed activations, gathered parameters, temporary gradients."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MemoryTimeline:
+    """Steps of every rank's memory, sorted by rank and time; `rank_start` delimits the ranks.
+
+    `held_bytes[i]` is what the rank holds from `time_s[i]` until the next entry.
+    """
+
+    rank_start: npt.NDArray[np.int64]
+    time_s: Floats
+    held_bytes: Floats
+    change_bytes: Floats
+    part: npt.NDArray[np.int8]
+
+    @cached_property
+    def peak_index(self) -> npt.NDArray[np.int64]:
+        """Entry at which each rank first holds its most."""
+        bounds = zip(self.rank_start[:-1], self.rank_start[1:], strict=True)
+        return np.array([first + int(np.argmax(self.held_bytes[first:last])) for first, last in bounds])
+
+    @cached_property
+    def peak_bytes(self) -> Floats:
+        """The most each rank holds."""
+        return self.held_bytes[self.peak_index]
+
+    @cached_property
+    def peak_time_s(self) -> Floats:
+        """When each rank first holds its most."""
+        return self.time_s[self.peak_index]
+
+    def peak_parts(self, rank: int) -> dict[str, float]:
+        """What a rank's peak is made of; sums to `peak_bytes[rank]`."""
+        span = slice(self.rank_start[rank], self.peak_index[rank] + 1)
+        amounts = np.bincount(self.part[span], weights=self.change_bytes[span], minlength=len(PARTS))
+        return dict(zip(PARTS, amounts.tolist(), strict=True))
+
+    def of_rank(self, rank: int) -> tuple[Floats, Floats]:
+        """(seconds, bytes held from then on) of one rank, for a picture or a counter track."""
+        span = slice(self.rank_start[rank], self.rank_start[rank + 1])
+        return self.time_s[span], self.held_bytes[span]
+
+
+def memory_over_time(timeline: Timeline, footprint: Footprint) -> MemoryTimeline:
+    """Allocations and frees of a step, in the order they happen.
+
+    A forward's activations count from its start, a backward lets go at its end; what ends at a moment is free before
+    what begins then. Gradients stay until the end of the step, so a rank's last entry is its static memory again.
+    Raises InputError where an array has not one entry per stage (per rank for `static_bytes`).
+    """
+    order = timeline.order
+    stages, stage = order.stages, order.stage
+    saved = per_stage(footprint.activation_bytes, stages, "activation_bytes")[stage]
+    late = per_stage(footprint.weight_gradient_bytes, stages, "weight_gradient_bytes")[stage]
+    forward, weight = order.kind == FORWARD, order.kind == WEIGHT_GRAD
+    back = ~forward & ~weight
+    split = np.zeros((order.slots, order.micro_batches), np.bool_)
+    only_input = order.kind == INPUT_GRAD
+    split[order.slot[only_input], order.micro_batch[only_input]] = True
+    late = np.where(split[order.slot, order.micro_batch], late, 0.0)
+    working = np.where(
+        forward,
+        per_stage(footprint.forward_working_bytes, stages, "forward_working_bytes")[stage],
+        per_stage(footprint.backward_working_bytes, stages, "backward_working_bytes")[stage],
+    )
+    static = per_stage(footprint.static_bytes, order.pp, "static_bytes")
+    gradient = per_stage(footprint.gradient_bytes, stages, "gradient_bytes")[order.model_stage]
+    opens = _first_backward(timeline)
+    ranks = np.arange(order.pp)
+    start, end, rank = timeline.start_s, timeline.end_s, order.rank
+    done = np.full(order.slots, timeline.makespan_s)
+    rows = [
+        (ranks, np.zeros(order.pp), static, 0),
+        (rank[forward], start[forward], (saved - late)[forward], 1),
+        (rank[forward], start[forward], late[forward], 2),
+        (rank[back], end[back], (late - saved)[back], 1),
+        (rank[weight], end[weight], -late[weight], 2),
+        (order.slot_rank, start[opens], gradient, 3),
+        (order.slot_rank, done, -gradient, 3),
+        (rank, start, working, 4),
+        (rank, end, -working, 4),
+    ]
+    return _sorted(rows, order.pp)
+
+
+def _first_backward(timeline: Timeline) -> npt.NDArray[np.int64]:
+    order = timeline.order
+    position = order.position[1]
+    first: npt.NDArray[np.int64] = np.where(position >= 0, position, order.tasks).min(axis=1).astype(np.int64)
+    return first
+
+
+def _sorted(rows: list[tuple[npt.NDArray[np.integer], Floats, Floats, int]], ranks: int) -> MemoryTimeline:
+    rank = np.concatenate([row[0] for row in rows])
+    time = np.concatenate([row[1] for row in rows])
+    change = np.concatenate([row[2] for row in rows])
+    part = np.concatenate([np.full(len(row[0]), row[3], np.int8) for row in rows])
+    some = (change != 0) | (part == 0)
+    rank, time, change, part = rank[some], time[some], change[some], part[some]
+    sequence = np.lexsort((change, part != 0, time, rank))
+    rank, time, change, part = rank[sequence], time[sequence], change[sequence], part[sequence]
+    begin = np.searchsorted(rank, np.arange(ranks + 1))
+    total = np.cumsum(change)
+    before = np.concatenate([[0.0], total])[begin[:-1]]
+    held = total - np.repeat(before, np.diff(begin))
+    return MemoryTimeline(rank_start=begin, time_s=time, held_bytes=held, change_bytes=change, part=part)
