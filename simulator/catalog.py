@@ -290,7 +290,16 @@ def _model(name: str, extra: tuple[Path, ...]) -> ModelSpec:
 def _device_of(document: Document) -> Device:
     from simulator.spec.hardware_file import read_device
 
-    return read_device(document, _calibrations(_roots()))
+    extra = _roots()
+    wanted = {document.table.get("generation"), Path(document.path).stem} & set(_index(extra)["calibration"])
+    return read_device(document, {name: _kernels(name, extra) for name in wanted if isinstance(name, str)})
+
+
+@lru_cache(maxsize=32)
+def _kernels(name: str, extra: tuple[Path, ...]) -> KernelModel:
+    from simulator.spec.hardware_file import read_kernels
+
+    return read_kernels(_cached_document("calibration", name, extra))
 
 
 @lru_cache(maxsize=256)
@@ -323,14 +332,3 @@ def _cluster_file(path: str, extra: tuple[Path, ...]) -> ClusterFile:
 def _devices_of(file: ClusterFile) -> dict[str, Device]:
     wanted = [group.device for group in file.node_groups] or [file.device or ""]
     return {name: load_device(name) for name in wanted}
-
-
-@lru_cache(maxsize=8)
-def _calibrations(extra: tuple[Path, ...]) -> Mapping[str, KernelModel]:
-    """Kernel constants by device or generation, from the calibration files that are not of the network."""
-    found = {}
-    for name in _index(extra)["calibration"]:
-        if not name.startswith("network-"):
-            table = _cached_document("calibration", name, extra).table
-            found[name] = KernelModel(**{key: table[key] for key in ("constants", "provenance", "source", "residuals")})
-    return found

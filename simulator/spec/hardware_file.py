@@ -119,6 +119,25 @@ def read_device(document: Document, kernels: Mapping[str, KernelModel]) -> Devic
     )
 
 
+class CalibrationFile(_Table):
+    """Constants of the kernels of one device or generation (not of a network), as measured."""
+
+    device: Name
+    provenance: Literal["fitted"]
+    source: Text
+    fitted_on: Text
+    constants: Annotated[dict[str, dict[str, float]], Field(min_length=1)]
+    residuals: dict[str, dict[str, float]] = {}
+
+
+def read_kernels(document: Document) -> KernelModel:
+    """The kernel constants of a calibration file. Raises InputError with every problem and its line."""
+    file = validated(document, CalibrationFile)
+    return KernelModel(
+        constants=file.constants, provenance=file.provenance, source=file.source, residuals=file.residuals
+    )
+
+
 class TierFile(_Table):
     """One level of a network, innermost first. `size` of the outermost may be left out: the whole cluster."""
 
