@@ -21,6 +21,18 @@ class KernelModel:
     """"fitted" (own kernel measurements), "inherited" (the generation's efficiencies with own peaks) or "assumed"."""
     source: str = ""
     residuals: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def sustained(self) -> KernelModel:
+        """The constants of a device that computes without pause, as training does.
+
+        A benchmark's short kernel ends before the power limit lowers the clock; what its long kernels lose
+        (`throttle`, measured) every kernel of a training step loses.
+        """
+        constants = {
+            family: {**values, "throttle_time_s": 0.0} if "throttle" in values else values
+            for family, values in self.constants.items()
+        }
+        return replace(self, constants=constants)
     """Errors of the fit on rows kept out of it, by family and dtype: rows, mean, median, p90, bias (relative)."""
 
 
