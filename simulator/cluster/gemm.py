@@ -28,7 +28,7 @@ shapes of CUTLASS's and cuBLAS's default kernels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,7 @@ def gemm_time_s(device: Device, gemm_dtype: str, m: Number, n: Number, k: Number
     result = np.empty(size)
     for start in range(0, size, _BLOCK):
         part = [x[start : start + _BLOCK] for x in flat]
-        result[start : start + _BLOCK] = _block_time_s(device, c, peak, operand_bytes(gemm_dtype), *part)
+        result[start : start + _BLOCK] = _block_time_s(device, c, peak, operand_bytes(gemm_dtype), part)
     return result.reshape(shape) if shape else float(result[0])
 
 
@@ -71,8 +71,9 @@ def operand_bytes(dtype: str) -> float:
 
 
 def _block_time_s(
-    device: Device, c: Mapping[str, float], peak: float, width: float, m: Array, n: Array, k: Array, batch: Array
+    device: Device, c: Mapping[str, float], peak: float, width: float, sizes: Sequence[Array]
 ) -> Array:
+    m, n, k, batch = sizes
     rows, cols = candidate_tiles(c)
     tiles = batch * ceil_ramp(m / rows, 1.0 / rows) * ceil_ramp(n / cols, 1.0 / cols)
     bandwidth = device.memory_bandwidth_bytes_per_s * c["memory_efficiency"]
@@ -90,7 +91,7 @@ def candidate_tiles(c: Mapping[str, float]) -> tuple[Array, Array]:
 
 def ceil_ramp(x: Array, width: Any) -> Array:
     """Like ceil(x), but the step after each whole number is a ramp of `width`: continuous, never decreasing."""
-    whole = np.floor(x)
+    whole: Array = np.floor(x)
     return whole + np.minimum((x - whole) / width, 1.0)
 
 

@@ -20,12 +20,15 @@ PER = re.compile(r"(?:^|_)(s|bytes|flops|usd|tokens|watts)_per_[a-z]+(_[a-z]+)?$
 DIMENSIONLESS = {
     "capacity_factor": "expert buffer slots over mean tokens",
     "active_tolerance": "a relative rounding",
+    "alpha": "an exponent",
     "dropout": "a probability",
     "expert_imbalance": "busiest rank's tokens over the mean",
     "imbalance": "busiest over the mean",
     "hfu": "a fraction of peak",
     "mfu": "a fraction of peak",
     "oversubscription": "capacity down over capacity up",
+    "power": "an exponent",
+    "sigma": "a standard deviation of logarithms or of a ratio",
     "tolerance": "a relative rounding",
 }
 """Floats without a unit: name -> what it is."""
@@ -36,7 +39,6 @@ ELSEWHERE = {
     "HeldParameters.expert": "parameters",
     "HeldParameters.largest_segment": "parameters",
     "HeldParameters.replicated": "parameters",
-    "Jitter.sigma": "a standard deviation of logarithms",
     "Jitter.stragglers": "a share of the ranks",
     "ScoredRow.error": "relative",
     "Speeds.patience": "a ratio of two times",
@@ -47,8 +49,6 @@ ELSEWHERE = {
     "format_count.count": "any count",
     "pointwise.backward": "bytes per element",
     "pointwise.forward": "bytes per element",
-    "power_law_busiest.alpha": "an exponent",
-    "smooth_max.power": "an exponent",
     "sums_to.relative": "a relative difference",
     "sums_to.total": "in the unit of the parts",
 }
@@ -58,7 +58,7 @@ COUNTS = (
     "batch", "batches", "channels", "chunks", "degree", "degrees", "devices", "dim", "elements", "experts", "groups",
     "heads", "hops", "kernels", "layers", "len", "count", "nodes", "ranks", "repeat", "rows", "size", "stages", "steps",
     "tokens", "units", "width", "parameters", "messages", "rings", "sequences", "hidden", "inputs", "outputs", "logits",
-    "members", "concurrent", "stride", "blocks", "rank",
+    "members", "concurrent", "levels", "per_node", "stride", "blocks", "rank",
 )  # fmt: skip
 SYMBOLS = ("m", "n", "k", "p", "q", "tp", "pp", "dp", "cp", "ep", "etp", "vp")
 """Symbols of matrix shapes, of group and pipeline sizes, and the degrees."""
@@ -103,7 +103,7 @@ def has_unit(name: str) -> bool:
 
 def is_count(name: str) -> bool:
     """True when the name says what it counts."""
-    return name in SYMBOLS or name.rpartition("_")[2] in COUNTS
+    return name in (*SYMBOLS, *COUNTS) or name.rpartition("_")[2] in COUNTS
 
 
 def _unsaid(named: Named) -> bool:
