@@ -13,12 +13,14 @@ copy rate (that alone explains why 2 ranks show a lower bus bandwidth than 8); i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from simulator.cluster.constants import NetworkConstants, Protocol
+from simulator.cluster.elementwise import log2, maximum, minimum, plain, where
 from simulator.cluster.placement import Number
 from simulator.cluster.spans import NET_KINDS, Spans, efficiency
 from simulator.spec.hardware import Cluster, Tier
@@ -81,7 +83,7 @@ class Candidate:
         if not self.corrected:
             return self.latency_s + size_bytes * self.s_per_byte
         place = np.log2(np.maximum(np.asarray(size_bytes, dtype=float), 64.0) / 64.0)
-        table = TREE_CORRECTION[self.protocol]
+        table = (*TREE_CORRECTION[self.protocol], 1.0)
         return self.latency_s + size_bytes * self.s_per_byte / np.interp(place, np.arange(len(table)), table)
 
 
@@ -103,19 +105,19 @@ class Setting:
         tier = self.tier
         bandwidth = tier.bandwidth_bytes_per_s / self.concurrent
         if tier.topology == "full-mesh":
-            return bandwidth * np.clip(np.asarray(members) - 1.0, 0.25, tier.size - 1) / max(tier.size - 1, 1)
+            return bandwidth * maximum(minimum(members - 1.0, tier.size - 1), 0.25) / max(tier.size - 1, 1)
         if tier.topology == "hybrid-cube-mesh":
-            rings = np.interp(members, np.arange(len(HYBRID_CUBE_MESH_RINGS)), HYBRID_CUBE_MESH_RINGS)
-            return bandwidth * np.maximum(rings, 1.0) / HYBRID_CUBE_MESH_RINGS[-1]
+            rings = plain(np.interp(members, np.arange(len(HYBRID_CUBE_MESH_RINGS)), HYBRID_CUBE_MESH_RINGS))
+            return bandwidth * maximum(rings, 1.0) / HYBRID_CUBE_MESH_RINGS[-1]
         return bandwidth
 
     def inner_rate(self, protocol: Protocol) -> Number:
         """Ring rate inside a unit of the innermost tier, bytes/s; unlimited where each unit has one member."""
         members = self.spans.per_node
-        rate = np.minimum(
+        rate = minimum(
             protocol.rate_bytes_per_s / self.concurrent, protocol.link_fraction * self.link_bytes_per_s(members)
         )
-        return np.where(members > 1, rate, np.inf)
+        return where(members > 1, rate, math.inf)
 
     def crossings(self, protocol: str, per_protocol_s: dict[str, float]) -> Iterator[tuple[Number, Number]]:
         """For each tier above the first: units joined there, and the latency of one crossing in seconds."""
@@ -124,7 +126,7 @@ class Setting:
             joined = self.spans.units[inner] - self.spans.units[inner + 1]
             if tier.kind in NET_KINDS:
                 software = EFA_CROSSING_S if tier.kind == "efa" and per_protocol_s is not NET_SEND_LATENCY_S else 0.0
-                yield joined, np.maximum(per_protocol_s[protocol], overhead) + tier.latency_s + software
+                yield joined, maximum(per_protocol_s[protocol], overhead) + tier.latency_s + software
             else:
                 yield joined, PCI_LATENCY_S[protocol] + tier.latency_s
 
@@ -135,18 +137,18 @@ def ring(setting: Setting, kind: str) -> Iterator[Candidate]:
     passes = 2 if kind == "all_reduce" else 1
     wire: Number = 1.0 if kind in ("broadcast", "reduce") else passes * (n - 1) / n
     share = BROADCAST_SHARE if kind in ("broadcast", "reduce") else 1.0
-    copy = setting.constants.copy_bytes_per_s.get(kind, np.inf)
+    copy = setting.constants.copy_bytes_per_s.get(kind, math.inf)
     ll_net = LL_NET_SHARE.get(setting.constants.generation, 0.25)
     for name in PROTOCOLS:
         protocol = setting.constants.protocols[name]
-        latency = protocol.base_s + protocol.hop_s * passes * np.maximum(n - setting.spans.nodes, 0)
+        latency = protocol.base_s + protocol.hop_s * passes * maximum(n - setting.spans.nodes, 0)
         for joined, hop_s in setting.crossings(name, NET_RING_LATENCY_S):
             latency = latency + passes * joined * hop_s
         rate = setting.inner_rate(protocol)
         outer = setting.spans.up_bytes_per_s * PROTOCOL_SHARE[name]
         if name == "ll":
-            outer = np.minimum(outer, protocol.rate_bytes_per_s * ll_net / setting.concurrent)
-        rate = np.minimum(rate, np.where(setting.spans.nodes > 1, outer, np.inf)) * share
+            outer = minimum(outer, protocol.rate_bytes_per_s * ll_net / setting.concurrent)
+        rate = minimum(rate, where(setting.spans.nodes > 1, outer, math.inf)) * share
         copied = 0.0 if name == "ll" else 1.0 / (n * copy)
         yield Candidate("ring", name, latency, wire / rate + copied)
 
@@ -159,20 +161,18 @@ def tree(setting: Setting) -> Iterator[Candidate]:
     spans = setting.spans
     for name in TREE_CORRECTION:
         protocol = setting.constants.protocols[name]
-        latency = protocol.base_s + 2 * np.maximum(spans.per_node - 1, 0) * protocol.hop_s
+        latency = protocol.base_s + 2 * maximum(spans.per_node - 1, 0) * protocol.hop_s
         for depth, hop_s in _tree_depths(setting, name, NET_TREE_LATENCY_S):
             latency = latency + 2 * depth * hop_s
         inner = 2.0 / setting.inner_rate(protocol)
-        outer = np.where(spans.nodes > 2, 2.0, 1.0) / (spans.up_bytes_per_s * PROTOCOL_SHARE[name])
-        yield Candidate(
-            "tree", name, np.where(spans.nodes > 1, latency, np.inf), np.maximum(inner, outer), corrected=True
-        )
+        outer = where(spans.nodes > 2, 2.0, 1.0) / (spans.up_bytes_per_s * PROTOCOL_SHARE[name])
+        yield Candidate("tree", name, where(spans.nodes > 1, latency, math.inf), maximum(inner, outer), corrected=True)
 
 
 def _tree_depths(setting: Setting, protocol: str, latency_s: dict[str, float]) -> Iterator[tuple[Number, Number]]:
     """Levels of a tree over units at each tier: log2 of the units joined there."""
     for inner, (_, hop_s) in enumerate(setting.crossings(protocol, latency_s)):
-        yield np.log2(setting.spans.units[inner] / setting.spans.units[inner + 1]), hop_s
+        yield log2(setting.spans.units[inner] / setting.spans.units[inner + 1]), hop_s
 
 
 def nvls(setting: Setting) -> Iterator[Candidate]:
@@ -182,13 +182,13 @@ def nvls(setting: Setting) -> Iterator[Candidate]:
         return
     link = constants.nvls_link_fraction * setting.tier.bandwidth_bytes_per_s / setting.concurrent
     inner = (spans.per_node + 1) / spans.per_node / link
-    yield Candidate("nvls", "simple", np.where(spans.nodes > 1, np.inf, constants.nvls_base_s), inner)
+    yield Candidate("nvls", "simple", where(spans.nodes > 1, math.inf, constants.nvls_base_s), inner)
     latency: Number = constants.nvls_base_s
     for depth, hop_s in _tree_depths(setting, "simple", {"simple": NVLS_TREE_NET_LATENCY_S}):
         latency = latency + 2 * depth * hop_s
     usable = (spans.nodes > 1) & (spans.per_node > 1)
-    outer = np.where(spans.nodes > 2, 2.0, 1.0) / spans.up_bytes_per_s
-    yield Candidate("nvls_tree", "simple", np.where(usable, latency, np.inf), np.maximum(inner, outer))
+    outer = where(spans.nodes > 2, 2.0, 1.0) / spans.up_bytes_per_s
+    yield Candidate("nvls_tree", "simple", where(usable, latency, math.inf), maximum(inner, outer))
 
 
 def pat(setting: Setting) -> Iterator[Candidate]:
@@ -198,8 +198,8 @@ def pat(setting: Setting) -> Iterator[Candidate]:
     for depth, hop_s in _tree_depths(setting, "simple", {"simple": PAT_NET_LATENCY_S}):
         latency = latency + depth * hop_s / 3.5
     usable = (setting.spans.per_node == 1) & (setting.spans.nodes > 1)
-    rate = np.minimum(setting.inner_rate(protocol), setting.spans.up_bytes_per_s) * 0.75
-    yield Candidate("pat", "simple", np.where(usable, latency, np.inf), (n - 1) / n / rate)
+    rate = minimum(setting.inner_rate(protocol), setting.spans.up_bytes_per_s) * 0.75
+    yield Candidate("pat", "simple", where(usable, latency, math.inf), (n - 1) / n / rate)
 
 
 def collnet(setting: Setting) -> Iterator[Candidate]:
@@ -208,11 +208,11 @@ def collnet(setting: Setting) -> Iterator[Candidate]:
     Only where it is asked for: NCCL uses it when the plug-in is installed and enabled.
     """
     spans, protocol = setting.spans, setting.constants.protocols["simple"]
-    latency = protocol.base_s + 2 * np.minimum(1, spans.per_node - 1) * protocol.hop_s + COLLNET_NET_LATENCY_S
+    latency = protocol.base_s + 2 * minimum(1, spans.per_node - 1) * protocol.hop_s + COLLNET_NET_LATENCY_S
     latency = latency + 0.8e-6 * (spans.per_node - 1) + setting.cluster.tiers[-1].latency_s
     inner = 2 * (spans.per_node - 1) / spans.per_node / setting.inner_rate(protocol)
     yield Candidate(
-        "collnet", "simple", np.where(spans.nodes > 1, latency, np.inf), np.maximum(inner, 1.0 / spans.up_bytes_per_s)
+        "collnet", "simple", where(spans.nodes > 1, latency, math.inf), maximum(inner, 1.0 / spans.up_bytes_per_s)
     )
 
 
@@ -225,14 +225,14 @@ def all_to_all(setting: Setting) -> Iterator[Candidate]:
     n, constants = setting.spans.size, setting.constants
     outer = _outer_seconds_per_byte(setting)
     overhead = NET_OVERHEAD_S.get(setting.cluster.host, 1.0e-6)
-    remote = np.maximum(n - setting.spans.per_node, 0)
+    remote = maximum(n - setting.spans.per_node, 0)
     for name, protocol in constants.all_to_all.items():
-        latency = protocol.base_s + protocol.hop_s * (np.minimum(setting.spans.per_node, n) - 1) + overhead * remote
+        latency = protocol.base_s + protocol.hop_s * (minimum(setting.spans.per_node, n) - 1) + overhead * remote
         for joined, hop_s in setting.crossings(name, NET_SEND_LATENCY_S):
-            latency = latency + np.where(joined > 0, hop_s, 0.0)
+            latency = latency + where(joined > 0, hop_s, 0.0)
         inside = (setting.spans.per_node - 1) / n / setting.inner_rate(protocol)
         copied = 0.0 if name == "ll" else 1.0 / (n * constants.copy_bytes_per_s["all_to_all"])
-        yield Candidate("pairwise", name, latency, np.maximum(inside, outer / PROTOCOL_SHARE[name]) + copied)
+        yield Candidate("pairwise", name, latency, maximum(inside, outer / PROTOCOL_SHARE[name]) + copied)
 
 
 def _outer_seconds_per_byte(setting: Setting) -> Number:
@@ -241,7 +241,7 @@ def _outer_seconds_per_byte(setting: Setting) -> Number:
     for inner, tier in enumerate(setting.cluster.tiers[1:]):
         leaving = (setting.spans.size - setting.spans.members[inner]) / setting.spans.size
         rate = tier.bandwidth_bytes_per_s * efficiency(tier) / tier.oversubscription / setting.concurrent
-        worst = np.maximum(worst, np.where(setting.spans.units[inner] > 1, leaving / rate, 0.0))
+        worst = maximum(worst, where(setting.spans.units[inner] > 1, leaving / rate, 0.0))
     return worst
 
 
@@ -254,13 +254,13 @@ def send(setting: Setting) -> Iterator[Candidate]:
     wire: Number = np.inf
     for inner, tier in enumerate(setting.cluster.tiers[1:]):
         own = tier.bandwidth_bytes_per_s * efficiency(tier) / setting.concurrent
-        shared = own * np.minimum(1.0, spans.members[inner] / tier.oversubscription)
-        wire = np.minimum(wire, np.where(spans.units[inner] > 1, shared, np.inf))
+        shared = own * minimum(1.0, spans.members[inner] / tier.oversubscription)
+        wire = minimum(wire, where(spans.units[inner] > 1, shared, math.inf))
     for name, protocol in setting.constants.send.items():
         latency: Number = protocol.base_s
         for joined, hop_s in setting.crossings(name, NET_SEND_LATENCY_S):
-            latency = latency + np.where(joined > 0, hop_s, 0.0)
+            latency = latency + where(joined > 0, hop_s, 0.0)
         link = protocol.link_fraction * setting.link_bytes_per_s(2)
-        rate = np.minimum(protocol.rate_bytes_per_s / setting.concurrent, link)
-        rate = np.minimum(rate, wire * PROTOCOL_SHARE[name])
+        rate = minimum(protocol.rate_bytes_per_s / setting.concurrent, link)
+        rate = minimum(rate, wire * PROTOCOL_SHARE[name])
         yield Candidate("send", name, latency, 1.0 / rate)

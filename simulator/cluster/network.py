@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -92,12 +93,12 @@ def collective_curve(
         concurrent,
     )
     found = _candidates(setting, kind, algorithm)
-    if isinstance(group.size, np.ndarray) or any(np.ndim(candidate.latency_s) for candidate in found):
+    if any(isinstance(part, np.ndarray) for c in found for part in (c.latency_s, c.s_per_byte)):
         return Curve(found, np.asarray(group.size) <= 1)
     plain = tuple(
         nccl.Candidate(c.algorithm, c.protocol, float(c.latency_s), float(c.s_per_byte), c.corrected)
         for c in found
-        if np.isfinite(c.latency_s) or group.size <= 1
+        if c.latency_s < math.inf or group.size <= 1
     )
     if not plain:
         raise InputError([f"{algorithm} cannot run {kind} on {int(group.size)} ranks of {cluster.name}."])

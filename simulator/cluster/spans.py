@@ -7,10 +7,10 @@ shared: each group gets m * bandwidth / oversubscription. That is the max-min fa
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-import numpy as np
-
+from simulator.cluster.elementwise import gcd, maximum, minimum, plain, where
 from simulator.cluster.placement import Group, Number
 from simulator.spec.hardware import Cluster, Tier
 
@@ -58,9 +58,9 @@ def _run_units(run: Number, stride: Number, unit: int, *, tiled: bool) -> Number
     Runs start at multiples of their extent, so offsets in a unit are multiples of gcd(extent, unit).
     """
     extent = run * stride
-    offset = unit - np.gcd(extent, unit) if tiled else 0
+    offset = unit - gcd(extent, unit) if tiled else 0
     touched = -(-(offset + extent) // unit)
-    return np.where(np.asarray(stride) >= unit, run, np.minimum(touched, run))
+    return where(stride >= unit, run, minimum(touched, run))
 
 
 def units_spanned(group: Group, unit: int, devices: int = 0) -> Number:
@@ -69,20 +69,23 @@ def units_spanned(group: Group, unit: int, devices: int = 0) -> Number:
     >>> int(units_spanned(Group(8, 1), 8)), int(units_spanned(Group(6, 1), 8)), int(units_spanned(Group(8, 4), 8))
     (1, 2, 4)
     """
-    run = np.asarray(group.size) // group.blocks
-    one = _run_units(run, group.stride, unit, tiled=group.tiled)
-    blocks = _run_units(np.asarray(group.blocks), group.block_stride, unit, tiled=group.tiled)
-    touched = np.where(np.asarray(group.blocks) > 1, np.maximum(blocks, 1) * one, one)
-    return np.minimum(touched, max(devices // unit, 1)) if devices else touched
+    size, stride, blocks, block_stride = (
+        plain(field) for field in (group.size, group.stride, group.blocks, group.block_stride)
+    )
+    run = size // blocks
+    one = _run_units(run, stride, unit, tiled=group.tiled)
+    several = _run_units(blocks, block_stride, unit, tiled=group.tiled)
+    touched = where(blocks > 1, maximum(several, 1) * one, one)
+    return minimum(touched, max(devices // unit, 1)) if devices else touched
 
 
 def spans(cluster: Cluster, group: Group, concurrent: Number = 1) -> Spans:
     """How `group` lies over the cluster's tiers, with `concurrent` equal loads on its links."""
-    size = np.asarray(group.size)
+    size = plain(group.size)
     units = tuple(units_spanned(group, tier.size, cluster.devices) for tier in cluster.tiers)
     members = tuple(size / unit for unit in units)
-    rate: Number = np.inf
+    rate: Number = math.inf
     for inner, tier in enumerate(cluster.tiers[1:]):
         share = members[inner] * (tier.bandwidth_bytes_per_s * efficiency(tier) / tier.oversubscription) / concurrent
-        rate = np.minimum(rate, np.where(units[inner] > 1, share, np.inf))
+        rate = minimum(rate, where(units[inner] > 1, share, math.inf))
     return Spans(size, units, members, rate)
