@@ -23,7 +23,8 @@ def check_model(model: ModelSpec) -> dict[str, Any]:
     total_ok = rounds or (bool(published.explanation) and not published.parameters_exact) or not published.parameters
     active_ok = abs(active_error) <= published.active_tolerance or bool(published.explanation)
     problems = [] if total_ok else [f"counted {total:,}, published {published.parameters:,} ({total_error:+.2%})"]
-    problems += [] if active_ok else [f"active {active:,}, published {published.active_parameters:,} ({active_error:+.2%})"]
+    if not active_ok:
+        problems.append(f"active {active:,}, published {published.active_parameters:,} ({active_error:+.2%})")
     return {
         "model": model.name,
         "counted": total,

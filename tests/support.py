@@ -16,7 +16,9 @@ from simulator.spec.model import (
 )
 
 
-def gpt(hidden: int, layers: int, heads: int, *, vocab: int = 51200, seq_len: int = 2048, tied: bool = True) -> ModelSpec:
+def gpt(
+    hidden: int, layers: int, heads: int, *, vocab: int = 51200, seq_len: int = 2048, tied: bool = True
+) -> ModelSpec:
     """A GPT of the GPT-3 shape: learned positions, biases, 4 h feed-forward."""
     head_dim = hidden // heads
     attention = AttentionSpec(

@@ -91,8 +91,8 @@ def candidate_tiles(c: Mapping[str, float]) -> tuple[Array, Array]:
 
 def ceil_ramp(x: Array, width: Any) -> Array:
     """Like ceil(x), but the step after each whole number is a ramp of `width`: continuous, never decreasing."""
-    whole: Array = np.floor(x)
-    return whole + np.minimum((x - whole) / width, 1.0)
+    whole = np.floor(x)
+    return np.asarray(whole + np.minimum((x - whole) / width, 1.0))
 
 
 def best_math_s(

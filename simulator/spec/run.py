@@ -65,7 +65,8 @@ class Framework:
     """Share of the allocator's reserved memory that no tensor uses."""
     stored_parameter_dtype: str = ""
     """Dtype in which parameters rest between steps. Empty: the run's precision, with an fp32 master copy in the
-    optimizer. "fp32": the parameters are their own master and are cast when used (FSDP mixed precision, autocast, JAX)."""
+    optimizer. "fp32": the parameters are their own master and are cast when used (FSDP mixed precision, autocast,
+    JAX)."""
     systems: tuple[str, ...] = ()
     """Names under which published tables list this software: regular expressions, matched whole, any case."""
     since: int = 0

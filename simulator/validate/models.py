@@ -82,7 +82,7 @@ def model_for(run: PublishedRun, catalogue: Mapping[str, ModelSpec], vocab: int)
 
 
 def named_model(run: PublishedRun, catalogue: Iterable[ModelSpec]) -> ModelSpec | None:
-    """The catalogue model that a row names, if its dimensions agree with the row's: by name or alias, else the likest."""
+    """The catalogue model that a row names, if its dimensions agree: by name or alias, else the likest."""
     titled = TITLED.search(run.assumed)
     wanted = normalised(titled.group(1) if titled else run.model.split(" truncated to ")[0])
     models, asked = tuple(catalogue), normalised(run.model)

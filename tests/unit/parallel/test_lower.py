@@ -29,7 +29,7 @@ def test_tensor_shards_sum_to_the_whole_with_norms_and_row_biases_replicated(tp:
     model = gpt(512, 4, 8)
     whole = held_parameters(lower(model, RUN, Strategy(), PLAIN).stages)
     shard = held_parameters(lower(model, RUN, Strategy(tp=tp), PLAIN).stages)
-    # Replicated on every tp rank: norms (2 x 2 h a layer, 2 h at the end), row-parallel biases (2 h a layer), positions.
+    # On every tp rank: norms (2 x 2 h a layer, 2 h at the end), row-parallel biases (2 h a layer), positions.
     replicated = 4 * (4 * 512 + 2 * 512) + 2 * 512 + 2048 * 512
     assert tp * float(shard.total) == float(whole.total) + (tp - 1) * replicated
 

@@ -1,4 +1,4 @@
-"""A small world for validation tests: rows from a few cells, a catalogue of two models, an estimator of 6 N D / peak."""
+"""A small world for tests of validation: rows of a few cells, a catalogue of two models, estimates by 6 N D / peak."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ TEXTS: dict[str, Any] = {name: f.type for name, f in PublishedRun.__dataclass_fi
 def row(**cells: Any) -> PublishedRun:
     """A GPT of 4 layers on 8 devices in one replica group, but for `cells`."""
     usual = {
-        "run_id": "r", "family": "f", "system": "Soft", "train_kind": "pretrain", "model": "GPT tiny", "arch": "decoder",
-        "layers": 4, "hidden": 64, "heads": 8, "ffn_hidden": 256, "gated": False, "vocab": 1000, "seq_len": 128,
+        "run_id": "r", "family": "f", "system": "Soft", "train_kind": "pretrain", "model": "GPT tiny",
+        "arch": "decoder", "layers": 4, "hidden": 64, "heads": 8, "ffn_hidden": 256, "gated": False, "vocab": 1000,
+        "seq_len": 128,
         "device": "dev", "devices": 8, "devices_per_node": 8, "tp": 2, "pp": 1, "dp": 4, "micro_batch": 1,
         "global_batch": 16, "recompute": "none", "precision": "bf16", "attention": "fused", "step_time_s": 1.0,
         "outcome": "ok", "consistent": True,

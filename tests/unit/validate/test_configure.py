@@ -49,7 +49,8 @@ def test_a_missing_degree_follows_from_the_devices(cells: dict[str, Any], degree
 
 
 def test_framework_defaults_fill_what_is_left_and_are_recorded() -> None:
-    world = World(defaults={"zero": 1, "sequence_parallel": True, "precision": "fp16", "vocab": 777, "recompute": "full"})
+    defaults = {"zero": 1, "sequence_parallel": True, "precision": "fp16", "vocab": 777, "recompute": "full"}
+    world = World(defaults=defaults)
     found = configured(world, precision=None, vocab=None, recompute=None, attention=None)
     (strategy,) = found.strategies
     assert (strategy.zero, strategy.sequence_parallel, strategy.recompute) == (1, True, "full")
@@ -96,7 +97,10 @@ def test_pipelines(cells: dict[str, Any], schedule: str, vp: int, split: tuple[i
     [
         ({"recompute": "selective"}, ("selective", (), 0)),
         ({"recompute": "other"}, ("full", (), 0)),
-        ({"recompute": "modules", "recompute_detail": "selective: norm, act"}, ("modules", ("moe_act", "layernorm"), 0)),
+        (
+            {"recompute": "modules", "recompute_detail": "selective: norm, act"},
+            ("modules", ("moe_act", "layernorm"), 0),
+        ),
     ],
 )
 def test_recompute_words(cells: dict[str, Any], expected: tuple[str, tuple[str, ...], int]) -> None:

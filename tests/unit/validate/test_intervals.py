@@ -67,7 +67,10 @@ def test_the_file_round_trips(tmp_path: Path) -> None:
     assert read_residuals(path) == known
 
 
-@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "run_id,family,kind,device,bound,pipeline,precision,log_ratio\nr,f,k,d,b,p,q,x\n"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    ["", "a,b\n1,2\n", "run_id,family,kind,device,bound,pipeline,precision,log_ratio\nr,f,k,d,b,p,q,x\n"],
+)
 def test_a_bad_file_is_an_input_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "residuals.csv"
     path.write_text(text)
