@@ -55,7 +55,6 @@ def estimate(
     """
     software = framework if framework is not None else catalog.load_framework(run.framework)
     check(model, cluster, run, strategy)
-    cluster = replace(cluster, device=replace(cluster.device, kernels=cluster.device.kernels.sustained()))
     run = replace(run, seq_len=run.seq_len or model.seq_len)
     lowered = run_step(model, cluster, run, strategy, software)
     return summarise(model, cluster, run, strategy, software, lowered)

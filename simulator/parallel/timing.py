@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,12 +33,15 @@ from simulator.cluster.device import (
     pointwise_time_s,
 )
 from simulator.cluster.network import collective_time_s
+from simulator.cluster.peaks import constants_for
 from simulator.cluster.placement import Group
 from simulator.parallel.recompute import Policy, recomputed_operations
-from simulator.spec.hardware import Cluster
+from simulator.spec.hardware import Cluster, Device
+from simulator.spec.kernels import sustained_throttle
 
 KIND_OF = {Gemm: "gemm", GroupedGemm: "grouped_gemm", AttentionCore: "attention", Pointwise: "pointwise",
            Lookup: "lookup"}  # fmt: skip
+MATRIX = (Gemm, GroupedGemm, AttentionCore)
 PHASES = ("forward", "input_grad", "weight_grad")
 CHANNEL_SHARE = 0.15
 """Share of a device's units that a running collective holds: NCCL runs 16 to 24 channels of one thread block each on
@@ -138,12 +141,33 @@ def segment_times(
         for operation in segment.operations
         for work in (*operation.forward, *operation.input_grad, *operation.weight_grad)
     ]
-    seconds = iter(work_times_s(works, cluster, groups))
+    cold = replace(cluster, device=replace(cluster.device, kernels=cluster.device.kernels.cold()))
+    seconds = iter(_sustained(works, work_times_s(works, cold, groups), cluster.device))
     result: dict[str, SegmentTime] = {}
     for segment in held:
         timed = [_timed(operation, seconds) for operation in segment.operations]
         result[segment.name] = _segment_time(segment, timed, policy)
     return result
+
+
+def _sustained(works: Sequence[Work], cold_s: list[Any], device: Device) -> list[Any]:
+    """Lengthen matrix kernels by what the power limit costs a device that never rests.
+
+    The limit acts on average power over a window much longer than a kernel, and matrix kernels are what exceeds it. So
+    their measured slowdown applies in proportion to the share of time that they fill.
+    """
+    spent: dict[type, Any] = defaultdict(float)
+    for work, seconds in zip(works, cold_s, strict=True):
+        spent[type(work)] = spent[type(work)] + seconds
+    share = sum(spent[kind] for kind in MATRIX) / sum(spent.values(), start=1e-30)
+    return [
+        seconds * (1.0 + share * _throttle(work, device)) if isinstance(work, MATRIX) else seconds
+        for work, seconds in zip(works, cold_s, strict=True)
+    ]
+
+
+def _throttle(work: Gemm | GroupedGemm | AttentionCore, device: Device) -> float:
+    return sustained_throttle(constants_for(device, KIND_OF[type(work)], work.dtype))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+LONGEST_MEASURED_S = 20e-3
+"""Duration of the longest kernels in the measurements that most constants are fitted to."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelModel:
@@ -22,18 +25,28 @@ class KernelModel:
     source: str = ""
     residuals: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
-    def sustained(self) -> KernelModel:
-        """The constants of a device that computes without pause, as training does.
-
-        A benchmark's short kernel ends before the power limit lowers the clock; what its long kernels lose
-        (`throttle`, measured) every kernel of a training step loses.
-        """
+    def cold(self) -> KernelModel:
+        """The constants of kernels too short for the power limit to act on."""
         constants = {
-            family: {**values, "throttle_time_s": 0.0} if "throttle" in values else values
+            family: {**values, "throttle": 0.0} if "throttle" in values else values
             for family, values in self.constants.items()
         }
         return replace(self, constants=constants)
-    """Errors of the fit on rows kept out of it, by family and dtype: rows, mean, median, p90, bias (relative)."""
+
+
+def sustained_throttle(constants: Mapping[str, float]) -> float:
+    """Share by which the power limit lengthens kernels of one family that run on and on.
+
+    Read off the longest kernels of the measurements, of some 20 ms; nothing is extrapolated beyond them.
+
+    >>> round(sustained_throttle({"throttle": 0.2, "throttle_time_s": 0.005}), 6)
+    0.16
+    """
+    if not constants.get("throttle"):
+        return 0.0
+    return constants["throttle"] * LONGEST_MEASURED_S / (LONGEST_MEASURED_S + constants["throttle_time_s"])
+
+
 
 
 def kernel_model_for(generation: str, device_name: str, calibrations: Mapping[str, KernelModel]) -> KernelModel:
