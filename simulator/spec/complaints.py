@@ -39,10 +39,10 @@ _BOUNDS = {
     "less_than": ("lt", "must be less than"),
     "less_than_equal": ("le", "must be at most"),
     "multiple_of": ("multiple_of", "must be a multiple of"),
-    "too_short": ("min_length", "must have a length of at least"),
-    "too_long": ("max_length", "must have a length of at most"),
-    "string_too_short": ("min_length", "must have a length of at least"),
-    "string_too_long": ("max_length", "must have a length of at most"),
+    "too_short": ("min_length", "must have this many entries at least:"),
+    "too_long": ("max_length", "must have this many entries at most:"),
+    "string_too_short": ("min_length", "must have this many characters at least:"),
+    "string_too_long": ("max_length", "must have this many characters at most:"),
 }
 
 
@@ -76,11 +76,13 @@ def _message(detail: ErrorDetails) -> tuple[str, str]:
         return f"{_WANTED[kind]}, got {_shown(given)}.", ""
     if kind in _BOUNDS:
         bound, words = _BOUNDS[kind]
-        actual = context.get("actual_length", given) if bound.endswith("length") else given
+        actual = context.get("actual_length", len(str(given))) if bound.endswith("length") else given
         return f"{words} {context[bound]}, got {_shown(actual)}.", ""
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", str(context["expected"]))
         return f"{_shown(given)} is not known.", did_you_mean(str(given), choices)
+    if kind == "string_pattern_mismatch":
+        return f"must match {context['pattern']}, got {_shown(given)}.", ""
     if kind == "value_error":
         return _sentence(str(context["error"])), ""
     return _sentence(f"{detail['msg']}, got {_shown(given)}"), ""

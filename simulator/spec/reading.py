@@ -7,6 +7,7 @@ linear scan first maps every key to its line and refuses what is too deep. No YA
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ Model = TypeVar("Model", bound="BaseModel")
 Fault = tuple[str | KeyPath, str, str]
 """What is wrong across the keys of a document: key, message, hint."""
 
+_LONG_INTEGER = re.compile(r"[0-9_]{4000,}")
+"""Python refuses to convert more than 4,300 digits."""
 MAX_FILE_BYTES = 256 * 1024
 MAX_INTEGER = 2**53
 """The largest integer that a float (and JavaScript) holds exactly."""
@@ -76,7 +79,10 @@ def parse_document(text: str, path: str) -> Document:
         message, line = _decode_message(str(error), text)
         raise _refusal(f"{path}:{line}", f"not valid TOML: {message}") from None
     except (ValueError, RecursionError) as error:
-        raise _refusal(path, f"not valid TOML: {str(error).splitlines()[0]}.") from None
+        long = _LONG_INTEGER.search(text)
+        where = f"{path}:{text.count(chr(10), 0, long.start()) + 1}" if long else path
+        reason = "an integer has more digits than are read" if long else str(error).splitlines()[0]
+        raise _refusal(where, f"not valid TOML: {reason}.") from None
     document = Document(path, table, lines)
     problems = [document.problem(keys, message) for keys, message in _bad_numbers(table, ())]
     if problems:
