@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from simulator.errors import InputError, Problem, did_you_mean
 from simulator.spec.hardware import Cluster, Device
 from simulator.spec.kernels import KernelModel
-from simulator.spec.reading import Document, read_document
+from simulator.spec.reading import Document, read_document, read_text
 
 if TYPE_CHECKING:
     from simulator.spec.hardware_file import ClusterFile
@@ -38,6 +38,9 @@ FOLDERS = {
 """Kinds of entries and the folder of each, below a catalogue's root."""
 ENVIRONMENT = "SHARDWISE_CATALOG"
 MAX_FILES = 10_000
+
+_ALIASES = re.compile(r"^aliases *= *\[([^\]]*)\]", re.MULTILINE)
+_QUOTED = re.compile(r"[\"']([^\"']*)[\"']")
 
 _extra: list[Path] = []
 
@@ -99,6 +102,23 @@ def load_framework(name_or_path: str) -> Framework:
 def catalog_table(kind: str, name: str) -> Mapping[str, Any]:
     """The raw table of a catalogue entry, for readers of their own formats (calibrations)."""
     return _document(kind, name).table
+
+
+def entry(name: str) -> tuple[Mapping[str, Any], str]:
+    """The table and the text of the model, device, cluster or framework of that name or alias, in that order.
+
+    Raises InputError for an unknown name, with the nearest of all kinds.
+    """
+    kinds = [kind for kind in FOLDERS if kind != "calibration"]
+    extra = _roots()
+    for known in (_index, _aliases_by_kind):
+        for kind in kinds:
+            if name in known(extra)[kind]:
+                document = _cached_document(kind, name, extra)
+                file, path = _index(extra)[kind][Path(document.path).stem]
+                return document.table, read_text(file, path)
+    hint = did_you_mean(name, [known for kind in kinds for known in (*_index(extra)[kind], *_aliases(kind, extra))])
+    raise InputError([Problem(f"nothing in the catalogue is called {_ascii(name)}.", "", hint)])
 
 
 def cluster_for(
@@ -249,7 +269,7 @@ def _cached_document(kind: str, name: str, extra: tuple[Path, ...]) -> Document:
         return read_document(*index[name])
     one = kind.removesuffix("s")
     if not NAME.fullmatch(name):
-        shown = name.encode("ascii", "backslashreplace").decode()[:64]
+        shown = _ascii(name)
         hint = did_you_mean(name.lower().replace(" ", "-")[:64], index)
         raise InputError([Problem(f"{shown!r} is no {one} name: those are [a-z0-9][a-z0-9._-]{{0,63}}.", "", hint)])
     aliases = _aliases(kind, extra) if kind in ("models", "devices", "clusters") else {}
@@ -259,6 +279,14 @@ def _cached_document(kind: str, name: str, extra: tuple[Path, ...]) -> Document:
     raise InputError([Problem(f"no {one} is called {name}.", "", hint)])
 
 
+def _ascii(name: str) -> str:
+    return name.encode("ascii", "backslashreplace").decode()[:64]
+
+
+def _aliases_by_kind(extra: tuple[Path, ...]) -> dict[str, dict[str, str]]:
+    return {kind: _aliases(kind, extra) for kind in FOLDERS}
+
+
 @lru_cache(maxsize=16)
 def _aliases(kind: str, extra: tuple[Path, ...]) -> dict[str, str]:
     """Alias -> name. Raises InputError where an alias is a name or belongs to two files."""
@@ -266,7 +294,7 @@ def _aliases(kind: str, extra: tuple[Path, ...]) -> dict[str, str]:
     found: dict[str, str] = {}
     problems = []
     for name, (file, path) in index.items():
-        for alias in read_document(file, path).table.get("aliases", ()):
+        for alias in _listed_aliases(read_text(file, path)):
             if alias in index or alias in found:
                 owner = found.get(alias, alias)
                 problems.append(Problem(f"the alias {alias} is taken already by {owner}.", path))
@@ -274,6 +302,12 @@ def _aliases(kind: str, extra: tuple[Path, ...]) -> dict[str, str]:
     if problems:
         raise InputError(problems)
     return found
+
+
+def _listed_aliases(text: str) -> tuple[str, ...]:
+    """The `aliases` key of a file, without parsing the rest: a lookup by alias reads every file of a kind."""
+    line = _ALIASES.search(text)
+    return tuple(_QUOTED.findall(line.group(1))) if line else ()
 
 
 def _model_of(document: Document) -> ModelSpec:

@@ -65,7 +65,7 @@ def read_document(source: Path | Traversable, shown: str = "") -> Document:
     not UTF-8, is not TOML, nests too deep or holds a number that is not finite or not exact.
     """
     path = shown or str(source)
-    return parse_document(_text(source, path), path)
+    return parse_document(read_text(source, path), path)
 
 
 def parse_document(text: str, path: str) -> Document:
@@ -140,7 +140,8 @@ def _refusal(where: str, message: str) -> InputError:
     return InputError([Problem(message, where)])
 
 
-def _text(source: Path | Traversable, path: str) -> str:
+def read_text(source: Path | Traversable, path: str) -> str:
+    """The text of a catalogue file, called `path` in messages. Raises InputError as `read_document` does."""
     try:
         if not source.is_file():
             raise _refusal(path, "no such file." if not source.is_dir() else "is a folder, a TOML file is wanted.")

@@ -97,8 +97,10 @@ def test_unknown_names_are_answered(load: object, name: str, message: str) -> No
         (-3, "--nodes: dgx-a100 cannot have -3 nodes; it needs at least 1."),
         (
             10**9,
-            "--nodes: nodes(1,000,000,000) * devices_per_node(8) = 8,000,000,000 devices > 10,000,000. "
-             "At most 1,250,000 nodes are modelled.",
+            (
+                "--nodes: nodes(1,000,000,000) * devices_per_node(8) = 8,000,000,000 devices > 10,000,000. "
+                "At most 1,250,000 nodes are modelled."
+            ),
         ),
     ],
 )
@@ -221,3 +223,18 @@ def test_any_name_is_answered(name: str) -> None:
 def test_raw_tables_are_given_to_readers_of_their_own_formats() -> None:
     """Network calibrations are read elsewhere."""
     assert catalog.catalog_table("calibration", "network-ampere")["generation"] == "ampere"
+
+
+def test_models_have_aliases_too() -> None:
+    """Names that people and tables of runs use."""
+    assert catalog.load_model("llama3-70b").name == "llama3.1-70b"
+    assert catalog.load_model("mixtral") is not None
+
+
+def test_entries_of_any_kind_are_shown() -> None:
+    """The table and the text as it stands, by name or alias."""
+    table, text = catalog.entry("dgx-a100")
+    assert table["device"] == "a100-sxm-80gb"
+    assert text == (ROOT / "hardware/clusters/dgx-a100.toml").read_text(encoding="utf-8")
+    assert catalog.entry("tpu7x")[0]["vendor"] == "Google"
+    assert said(catalog.entry, "dgx-a10") == "nothing in the catalogue is called dgx-a10. Did you mean dgx-a100?"
