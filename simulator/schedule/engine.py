@@ -112,13 +112,21 @@ def simulate(
     ends = np.array(end)
     return Timeline(
         order=order,
-        start_s=starts[graph.task_node],
+        start_s=_after_previous(order, graph, starts[graph.task_node], ends[graph.task_node]),
         end_s=ends[graph.task_node],
         send_start_s=ends[graph.send_node] if sent is end else np.array(sent)[graph.send_node],
         arrival_s=ends[graph.send_node] if arrived is end else np.array(arrived)[graph.send_node],
         sends=graph.send_index[graph.send_node] > 0,
         second=graph.second,
     )
+
+
+def _after_previous(order: Order, graph: Program, start: Floats, end: Floats) -> Floats:
+    """Starts that the rounding of end - duration has not put before the end of the task before."""
+    single = ~graph.second[1:]
+    single[order.rank_start[1:-1] - 1] = False
+    np.maximum(start[1:], end[:-1], out=start[1:], where=single)
+    return start
 
 
 def per_stage(value: PerStage, count: int, name: str) -> Floats:

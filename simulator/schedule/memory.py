@@ -102,19 +102,28 @@ def memory_over_time(timeline: Timeline, footprint: Footprint) -> MemoryTimeline
     opens = _first_backward(timeline)
     ranks = np.arange(order.pp)
     start, end, rank = timeline.start_s, timeline.end_s, order.rank
+    # Moments of a rank by its own sequence, not by time: a task begins after the one before it has ended, whatever
+    # the last bit of a sum of seconds says. The two tasks of a pair begin together and end together.
+    step = 2 * np.arange(order.tasks)
+    begins, ends = step - 2 * timeline.second, step + 1 + 2 * order.paired
     done = np.full(order.slots, timeline.makespan_s)
-    rows = [
-        (ranks, np.zeros(order.pp), static, 0),
-        (rank[forward], start[forward], (saved - late)[forward], 1),
-        (rank[forward], start[forward], late[forward], 2),
-        (rank[back], end[back], (late - saved)[back], 1),
-        (rank[weight], end[weight], -late[weight], 2),
-        (order.slot_rank, start[opens], gradient, 3),
-        (order.slot_rank, done, -gradient, 3),
-        (rank, start, working, 4),
-        (rank, end, -working, 4),
+    last = np.full(order.slots, 2 * order.tasks)
+    rows: list[_Row] = [
+        (ranks, np.full(order.pp, -1), np.zeros(order.pp), static, 0),
+        (rank[forward], begins[forward], start[forward], (saved - late)[forward], 1),
+        (rank[forward], begins[forward], start[forward], late[forward], 2),
+        (rank[back], ends[back], end[back], (late - saved)[back], 1),
+        (rank[weight], ends[weight], end[weight], -late[weight], 2),
+        (order.slot_rank, begins[opens], start[opens], gradient, 3),
+        (order.slot_rank, last, done, -gradient, 3),
+        (rank, begins, start, working, 4),
+        (rank, ends, end, -working, 4),
     ]
     return _sorted(rows, order.pp)
+
+
+_Row = tuple[npt.NDArray[np.integer], npt.NDArray[np.integer], Floats, Floats, int]
+"""(rank, moment, seconds, bytes, part) of changes."""
 
 
 def _first_backward(timeline: Timeline) -> npt.NDArray[np.int64]:
@@ -124,15 +133,12 @@ def _first_backward(timeline: Timeline) -> npt.NDArray[np.int64]:
     return first
 
 
-def _sorted(rows: list[tuple[npt.NDArray[np.integer], Floats, Floats, int]], ranks: int) -> MemoryTimeline:
-    rank = np.concatenate([row[0] for row in rows])
-    time = np.concatenate([row[1] for row in rows])
-    change = np.concatenate([row[2] for row in rows])
-    part = np.concatenate([np.full(len(row[0]), row[3], np.int8) for row in rows])
+def _sorted(rows: list[_Row], ranks: int) -> MemoryTimeline:
+    rank, moment, time, change = (np.concatenate(column) for column in list(zip(*rows, strict=True))[:4])
+    part = np.concatenate([np.full(len(row[0]), row[4], np.int8) for row in rows])
     some = (change != 0) | (part == 0)
-    rank, time, change, part = rank[some], time[some], change[some], part[some]
-    sequence = np.lexsort((change, part != 0, time, rank))
-    rank, time, change, part = rank[sequence], time[sequence], change[sequence], part[sequence]
+    sequence = np.lexsort((change[some], moment[some], rank[some]))
+    rank, time, change, part = (column[some][sequence] for column in (rank, time, change, part))
     begin = np.searchsorted(rank, np.arange(ranks + 1))
     total = np.cumsum(change)
     before = np.concatenate([[0.0], total])[begin[:-1]]

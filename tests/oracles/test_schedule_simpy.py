@@ -91,8 +91,7 @@ class Model:
         while index < len(tasks):
             together = tasks[index : index + 2] if paired[index] else tasks[index : index + 1]
             for slot, number, kind in together:
-                for event in self.inputs(slot, number, kind):
-                    yield event
+                yield from self.inputs(slot, number, kind)
             begin = self.environment.now
             stages = [self.order.model_stage[slot] for slot, _, _ in together]
             seconds = [self.table[kind][stage] for (_, _, kind), stage in zip(together, stages, strict=True)]

@@ -40,9 +40,7 @@ def test_engine_equals_the_closed_form_for_every_legal_size(schedule):
     for p, m, v in sizes(schedule):
         order = make_order(schedule, pp=p, micro_batches=m, vp=v)
         line = simulate(order, Durations(forward_s=f, input_grad_s=b, weight_grad_s=w))
-        wanted = float(
-            step_time_s(schedule, forward_s=f, input_grad_s=b, weight_grad_s=w, pp=p, micro_batches=m, vp=v)
-        )
+        wanted = float(step_time_s(schedule, forward_s=f, input_grad_s=b, weight_grad_s=w, pp=p, micro_batches=m, vp=v))
         assert line.makespan_s == pytest.approx(wanted, rel=1e-9), (p, m, v)
         seen += 1
     assert seen >= 58
