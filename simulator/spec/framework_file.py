@@ -26,9 +26,9 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "schedule": SCHEDULES,
     "context_kind": CONTEXT_KINDS,
 }
-_OF_TABLES = {"vocab": 0, "micro_batches": 0, "selective_layers_fraction": 0.0}
+_OF_TABLES = {"vocab": 0, "micro_batches": 0, "selective_layers_fraction": 0.0, "sequence_bins": 0}
 """Defaults of what only published tables leave open: the vocabulary, micro-batches per step, the share of layers
-under selective recomputation."""
+under selective recomputation, the bins that a loader sorts sequences into by length."""
 
 
 def _known_defaults() -> dict[str, type]:

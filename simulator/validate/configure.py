@@ -19,7 +19,7 @@ from simulator.spec.run import Framework, Run
 from simulator.spec.strategy import Strategy
 from simulator.validate.models import Skip, generator_of, model_for
 from simulator.validate.runs import PublishedRun, flags
-from simulator.validate.software import framework_for, noted, recompute_modules, year_of
+from simulator.validate.software import binned_length, framework_for, noted, recompute_modules, year_of
 
 MAX_CANDIDATES = 64
 
@@ -40,13 +40,16 @@ class Facts(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
-    """What a row means. `strategies` holds one, or the candidates among which the source chose."""
+    """What a row means. `rungs` holds one strategy, or the candidates among which the source chose.
+
+    Candidates of a later rung recompute more: they count only where nothing of an earlier one fits.
+    """
 
     models: tuple[ModelSpec, ...]
     """One, or the two that ELECTRA trains in a step."""
     cluster: Cluster
     run: Run
-    strategies: tuple[Strategy, ...]
+    rungs: tuple[tuple[Strategy, ...], ...]
     framework: Framework
     defaults: tuple[str, ...]
 
@@ -66,8 +69,6 @@ def configure(row: PublishedRun, facts: Facts) -> Configuration | Skip:
         return _configure(row, facts)
     except _Unclear as unclear:
         return unclear.skip
-    except ShardwiseError as error:
-        return Skip(f"not in the catalogue: device {row.device}", str(error))
 
 
 def _configure(row: PublishedRun, facts: Facts) -> Configuration:
@@ -86,15 +87,31 @@ def _configure(row: PublishedRun, facts: Facts) -> Configuration:
         raise _Unclear(built.reason, built.detail)
     model, notes = built
     taken += notes
-    cluster = facts.cluster(row.device or "", row.devices or 1, row.devices_per_node, row.nic_bytes_per_s)
+    row = _binned(row, framework, taken)
+    try:
+        cluster = facts.cluster(row.device or "", row.devices or 1, row.devices_per_node, row.nic_bytes_per_s)
+    except ShardwiseError as error:
+        raise _Unclear(f"no cluster of device {row.device}", str(error)) from None
     run = replace(_run(row, model, framework, taken), **says.run)  # type: ignore[arg-type]
-    strategies = _strategies(row, model, framework, taken)
-    strategies = tuple(replace(s, **says.strategy) for s in strategies)  # type: ignore[arg-type]
+    rungs = tuple(
+        tuple(replace(strategy, **says.strategy) for strategy in rung)  # type: ignore[arg-type]
+        for rung in _strategies(row, model, framework, taken)
+    )
     taken += [f"{k} = {v} (notes)" for k, v in {**says.run, **says.strategy}.items()]
     models = generator_of(model) if "generator + discriminator" in row.notes else (model,)
     return Configuration(
-        models=models, cluster=cluster, run=run, strategies=strategies, framework=framework, defaults=tuple(taken)
+        models=models, cluster=cluster, run=run, rungs=rungs, framework=framework, defaults=tuple(taken)
     )
+
+
+def _binned(row: PublishedRun, framework: Framework, taken: list[str]) -> PublishedRun:
+    """The row with the mean length of its sequences, where the loader bins them by length."""
+    bins = int(framework.defaults.get("sequence_bins", 8 if ", with LDDL" in row.system else 0))
+    if not bins or row.arch != "encoder":
+        return row
+    length = binned_length(row.seq_len or 0, bins)
+    taken.append(f"seq_len = {length} (mean of {bins} length bins)")
+    return replace(row, seq_len=length)
 
 
 def _framework(row: PublishedRun, facts: Facts, taken: list[str]) -> Framework:
@@ -129,10 +146,13 @@ def _run(row: PublishedRun, model: ModelSpec, framework: Framework, taken: list[
     )  # fmt: skip
 
 
-def _strategies(row: PublishedRun, model: ModelSpec, framework: Framework, taken: list[str]) -> tuple[Strategy, ...]:
+def _strategies(
+    row: PublishedRun, model: ModelSpec, framework: Framework, taken: list[str]
+) -> list[list[Strategy]]:
+    """Candidates by rung of recomputation."""
     defaults: Mapping[str, Any] = framework.defaults
     pp, cp = _stated(row, "pp", 1, taken), row.cp or 1
-    found: list[Strategy] = []
+    rungs: dict[int, list[Strategy]] = {}
     tps = _tensor_degrees(row, pp, cp)
     for tp in tps:
         dp = _data_degree(row, tp, pp, cp, taken if len(tps) == 1 else [])
@@ -142,15 +162,14 @@ def _strategies(row: PublishedRun, model: ModelSpec, framework: Framework, taken
                 zero=row.zero if row.zero is not None else int(defaults.get("zero", 0)),
                 sequence_parallel=tp > 1 and (bool(defaults.get("sequence_parallel")) if row.sp is None else row.sp),
             )  # fmt: skip
-            base = _recompute(row, model, framework, _pipeline(row, model, base))
-            found += _experts(row, model, framework, base)
+            for rung, choice in enumerate(_recompute(row, model, framework, _pipeline(row, model, base))):
+                rungs.setdefault(rung, []).extend(_experts(row, model, framework, choice))
     if not tps:
         raise _Unclear("tp * cp * pp does not divide the devices", f"pp({pp}), {row.devices} devices; {row.notes}")
-    if not found:
+    if not rungs:
         raise _Unclear("no micro-batch divides the batch", f"global_batch({row.global_batch})")
-    found = found[:MAX_CANDIDATES]
-    _note_strategy(row, found, taken)
-    return tuple(found)
+    _note_strategy(row, rungs[0], len(rungs), taken)
+    return [rungs[rung][:MAX_CANDIDATES] for rung in sorted(rungs)]
 
 
 def _stated(row: PublishedRun, name: str, default: int, taken: list[str]) -> int:
@@ -258,10 +277,28 @@ def _split(layers: int, stages: int) -> tuple[int, ...]:
     return (each - 1, *[each] * (stages - 2), each - 1) if stages > 1 else ()
 
 
-def _recompute(row: PublishedRun, model: ModelSpec, framework: Framework, base: Strategy) -> Strategy:
+def _recompute(row: PublishedRun, model: ModelSpec, framework: Framework, base: Strategy) -> list[Strategy]:
+    """As stated. Unstated: from the framework's default upwards; the score takes the first that fits, as recipes do."""
     kind = row.recompute
-    if kind is None:
-        return replace(base, recompute=str(framework.defaults.get("recompute", "none")))
+    if kind is not None:
+        return [_stated_recompute(row, kind, model, framework, base)]
+    start = str(framework.defaults.get("recompute", "none"))
+    modules = ("moe_act", "layernorm") if model.mixture else ("core_attn", "mlp")
+    if start != "none":
+        return [replace(base, recompute=start)]
+    held = -(-model.layers // base.pp)
+    some = sorted({-(-held * quarter // 4) for quarter in (1, 2, 3)} - {held})
+    return [
+        replace(base, recompute="none"),
+        replace(base, recompute="modules", recompute_modules=modules),
+        *(replace(base, recompute="full", recompute_layers=layers) for layers in some),
+        replace(base, recompute="full"),
+    ]
+
+
+def _stated_recompute(
+    row: PublishedRun, kind: str, model: ModelSpec, framework: Framework, base: Strategy
+) -> Strategy:
     if kind == "other":
         return replace(base, recompute="full")
     share = framework.defaults.get("selective_layers_fraction")
@@ -275,12 +312,14 @@ def _recompute(row: PublishedRun, model: ModelSpec, framework: Framework, base: 
     return replace(base, recompute=kind)
 
 
-def _note_strategy(row: PublishedRun, found: list[Strategy], taken: list[str]) -> None:
+def _note_strategy(row: PublishedRun, found: list[Strategy], rungs: int, taken: list[str]) -> None:
     """Record what was not stated; with several candidates, that the fastest that fits is scored."""
     one = found[0]
-    for name, value in (("zero", one.zero), ("recompute", one.recompute)):
-        if getattr(row, name) is None:
-            taken.append(f"{name} = {value} (framework)")
+    if row.zero is None:
+        taken.append(f"zero = {one.zero} (framework)")
+    if row.recompute is None:
+        least = "recompute: not stated; as little as fits"
+        taken.append(least if rungs > 1 else f"recompute = {one.recompute} (framework)")
     if row.recompute == "other":
         taken.append("recompute = full (row says other: what is not kept or offloaded is computed again)")
     if row.sp is None and one.tp > 1:
@@ -294,5 +333,5 @@ def _note_strategy(row: PublishedRun, found: list[Strategy], taken: list[str]) -
     open_fields = [name for name in ("tp", "micro_batch") if getattr(row, name) is None]
     if len(found) > 1:
         taken.append(f"{', '.join(open_fields)}: not stated; the fastest of {len(found)} candidates that fits")
-    elif open_fields:
-        taken += [f"{name} = {getattr(one, name)} (framework)" for name in open_fields]
+    elif row.micro_batch is None:
+        taken.append(f"micro_batch = {one.micro_batch} (framework)")

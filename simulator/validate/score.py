@@ -227,21 +227,22 @@ class _Together:
 
 
 def _fastest(found: Configuration, estimator: Estimator) -> tuple[Predicted, Strategy] | Skip:
-    """The candidate that fits and is fastest; the smallest when none fits; a skip when none is legal."""
+    """The fastest that fits, of the first rung where one does; else the smallest; a skip when none is legal."""
     answers: list[tuple[Predicted, Strategy]] = []
     refusals: list[str] = []
-    for strategy in found.strategies:
-        try:
-            parts = [estimator(model, found.cluster, found.run, strategy) for model in found.models]
-            answers.append((parts[0] if len(parts) == 1 else _Together(tuple(parts)), strategy))
-        except InputError as error:
-            refusals += [f"{p.where}: {p.message}" if p.where else p.message for p in error.problems]
+    for rung in found.rungs:
+        for strategy in rung:
+            try:
+                parts = [estimator(model, found.cluster, found.run, strategy) for model in found.models]
+                answers.append((parts[0] if len(parts) == 1 else _Together(tuple(parts)), strategy))
+            except InputError as error:
+                refusals += [f"{p.where}: {p.message}" if p.where else p.message for p in error.problems]
+        fitting = [answer for answer in answers if answer[0].fits]
+        if fitting:
+            return min(fitting, key=lambda answer: answer[0].step_time_s)
     if not answers:
         place = refusals[0].split(":", 1)[0] if refusals else ""
         return Skip(f"refused by the model of the software: {place}", "; ".join(refusals[:3]))
-    fitting = [answer for answer in answers if answer[0].fits]
-    if fitting:
-        return min(fitting, key=lambda answer: answer[0].step_time_s)
     return min(answers, key=lambda answer: answer[0].peak_memory_bytes)
 
 

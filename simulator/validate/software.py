@@ -6,13 +6,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from simulator.spec.run import Framework
 from simulator.spec.strategy import RECOMPUTE_MODULES
 from simulator.validate.runs import PublishedRun
 
 GENERATION_YEAR = (
-    ("v100", 2021), ("tpu-v2", 2019), ("tpu-v3", 2020), ("tpu-v4", 2022), ("a100", 2022), ("a800", 2023), ("tpu", 2024),
-    ("h100", 2024), ("h800", 2024), ("h200", 2024), ("b200", 2025), ("gb200", 2025), ("b300", 2025), ("gb300", 2025),
+    ("v100", 2021), ("a100-sxm-40gb", 2021), ("tpu-v2", 2019), ("tpu-v3", 2020), ("tpu-v4", 2022), ("a100", 2022),
+    ("a800", 2023), ("tpu", 2024), ("h100", 2024), ("h800", 2024), ("h200", 2024), ("b200", 2025), ("b300", 2025),
 )  # fmt: skip
 """Year of a run by its device, for a source without a date: when most runs on it were published."""
 
@@ -62,6 +64,24 @@ def noted(run: PublishedRun) -> Noted:
     elif "8-bit" in run.system:
         unsupported = "8-bit optimizer states are not modelled"
     return Noted(runs, strategies, unsupported)
+
+
+PADDING = ((128, 1 / 1.17), (512, 1 / 2.0))
+"""Share of real tokens in Wikipedia sequences for BERT, by sequence length (Krell et al. 2021, arXiv 2107.02027,
+section 3: half of all tokens at 512 are padding, packing can gain a factor of 2.0; 1.17 at 128)."""
+
+
+def binned_length(seq_len: int, bins: int) -> int:
+    """Mean length of BERT sequences that a loader sorts into `bins` equal bins, each padded to its upper end.
+
+    NVIDIA LDDL does so (sequence binning); half a bin of padding is left on average.
+
+    >>> binned_length(512, 8), binned_length(128, 8)
+    (288, 117)
+    """
+    lengths, shares = zip(*PADDING, strict=True)
+    share = float(np.interp(seq_len, lengths, shares))
+    return min(seq_len, round(seq_len * (share + 0.5 / bins)))
 
 
 def year_of(run: PublishedRun) -> int:

@@ -26,7 +26,7 @@ def skipped(world: World | None = None, **cells: Any) -> Skip:
 
 def test_what_a_row_states_is_taken_as_it_is() -> None:
     found = configured(zero=1, sp=True, recompute="full", precision="fp16", schedule="1f1b", pp=2, dp=2, vp=1)
-    (strategy,) = found.strategies
+    ((strategy,),) = found.rungs
     assert (strategy.tp, strategy.pp, strategy.dp, strategy.zero, strategy.schedule) == (2, 2, 2, 1, "1f1b")
     assert strategy.sequence_parallel
     assert strategy.recompute == "full"
@@ -44,7 +44,7 @@ def test_what_a_row_states_is_taken_as_it_is() -> None:
     ],
 )
 def test_a_missing_degree_follows_from_the_devices(cells: dict[str, Any], degrees: tuple[int, int]) -> None:
-    strategy = configured(**cells).strategies[0]
+    strategy = configured(**cells).rungs[0][0]
     assert (strategy.tp, strategy.dp) == degrees
 
 
@@ -52,7 +52,7 @@ def test_framework_defaults_fill_what_is_left_and_are_recorded() -> None:
     defaults = {"zero": 1, "sequence_parallel": True, "precision": "fp16", "vocab": 777, "recompute": "full"}
     world = World(defaults=defaults)
     found = configured(world, precision=None, vocab=None, recompute=None, attention=None)
-    (strategy,) = found.strategies
+    ((strategy,),) = found.rungs
     assert (strategy.zero, strategy.sequence_parallel, strategy.recompute) == (1, True, "full")
     assert found.run.precision == "fp16"
     assert found.models[0].embedding.vocab == 777
@@ -64,14 +64,14 @@ def test_framework_defaults_fill_what_is_left_and_are_recorded() -> None:
 
 def test_open_choices_become_candidates() -> None:
     found = configured(tp=None, dp=None, micro_batch=None)
-    assert {(s.tp, s.dp) for s in found.strategies} == {(1, 8), (2, 4), (4, 2), (8, 1)}
-    assert {s.micro_batch for s in found.strategies if s.tp == 8} == {1, 2, 4, 8, 16}
+    assert {(s.tp, s.dp) for s in found.rungs[0]} == {(1, 8), (2, 4), (4, 2), (8, 1)}
+    assert {s.micro_batch for s in found.rungs[0] if s.tp == 8} == {1, 2, 4, 8, 16}
     assert any("fastest of" in text for text in found.defaults)
 
 
 def test_a_framework_with_a_default_accumulation_leaves_no_choice() -> None:
     found = configured(World(defaults={"micro_batches": 1}), micro_batch=None)
-    assert [s.micro_batch for s in found.strategies] == [4]
+    assert [s.micro_batch for s in found.rungs[0]] == [4]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_framework_with_a_default_accumulation_leaves_no_choice() -> None:
     ],
 )
 def test_pipelines(cells: dict[str, Any], schedule: str, vp: int, split: tuple[int, ...]) -> None:
-    strategy = configured(**cells).strategies[0]
+    strategy = configured(**cells).rungs[0][0]
     assert (strategy.schedule, strategy.vp, strategy.layers_per_stage) == (schedule, vp, split)
 
 
@@ -104,18 +104,34 @@ def test_pipelines(cells: dict[str, Any], schedule: str, vp: int, split: tuple[i
     ],
 )
 def test_recompute_words(cells: dict[str, Any], expected: tuple[str, tuple[str, ...], int]) -> None:
-    strategy = configured(**cells).strategies[0]
+    strategy = configured(**cells).rungs[0][0]
     assert (strategy.recompute, strategy.recompute_modules, strategy.recompute_layers) == expected
 
 
+def test_unstated_recompute_is_a_ladder_and_stated_is_not() -> None:
+    rungs = configured(recompute=None).rungs
+    assert [(rung[0].recompute, rung[0].recompute_layers) for rung in rungs] == [
+        ("none", 0), ("modules", 0), ("full", 1), ("full", 2), ("full", 3), ("full", 0),
+    ]  # fmt: skip
+    assert len(configured(recompute="none").rungs) == 1
+
+
+def test_a_loader_that_bins_by_length_shortens_the_sequences_of_an_encoder() -> None:
+    """512 tokens of which half are padding, in 8 bins: 256 and half a bin of 64."""
+    world = World(defaults={"sequence_bins": 8})
+    assert configured(world, arch="encoder", seq_len=512).run.seq_len == 288
+    assert configured(world, seq_len=512).run.seq_len == 512
+    assert configured(arch="encoder", seq_len=512, system="Soft, with LDDL").run.seq_len == 288
+
+
 def test_selective_can_mean_whole_layers() -> None:
-    strategy = configured(World(defaults={"selective_layers_fraction": 0.5}), recompute="selective").strategies[0]
+    strategy = configured(World(defaults={"selective_layers_fraction": 0.5}), recompute="selective").rungs[0][0]
     assert (strategy.recompute, strategy.recompute_layers) == ("full", 2)
 
 
 @pytest.mark.parametrize(("etp", "ep", "expected"), [(0, 4, 2), (1, 4, 1), (0, 8, 1)])
 def test_expert_tensor_degree_follows_the_framework_where_folding_allows(etp: int, ep: int, expected: int) -> None:
-    strategy = configured(World(defaults={"etp": etp}), experts=8, topk=2, ep=ep).strategies[0]
+    strategy = configured(World(defaults={"etp": etp}), experts=8, topk=2, ep=ep).rungs[0][0]
     assert strategy.etp == expected
 
 
@@ -124,7 +140,7 @@ def test_expert_tensor_degree_follows_the_framework_where_folding_allows(etp: in
     [
         ({"device": None}, "device not stated"),
         ({"global_batch": None}, "global_batch not stated"),
-        ({"device": "gpu-9000"}, "not in the catalogue: device gpu-9000"),
+        ({"device": "gpu-9000"}, "no cluster of device gpu-9000"),
         ({"train_kind": "finetune"}, "training kind finetune is not modelled"),
         ({"layers": None}, "model dimensions missing"),
         ({"dp": 8}, "the row contradicts itself"),
@@ -142,7 +158,7 @@ def test_what_cannot_be_expressed_is_skipped_with_its_reason(cells: dict[str, An
 
 def test_notes_change_what_they_say() -> None:
     found = configured(notes="LAMB optimizer; cp comm a2a; EP overlap ON; zero1=2")
-    (strategy,) = found.strategies
+    ((strategy,),) = found.rungs
     assert found.run.optimizer == "lamb"
     assert (strategy.context_kind, strategy.overlap_moe, strategy.shard_group) == ("ulysses", True, 2)
 

@@ -54,6 +54,14 @@ def test_of_candidates_the_fastest_that_fits_is_scored() -> None:
     assert score([row(tp=None, dp=None)], none_fits, World()).rows[0].strategy == "tp8 mb1"
 
 
+def test_more_recompute_counts_only_where_less_does_not_fit() -> None:
+    def needs_some(model: ModelSpec, cluster: Cluster, run: Run, strategy: Strategy) -> Answer:
+        return Answer(1.0, fits=strategy.recompute == "full")
+
+    assert score([row(recompute=None)], needs_some, World()).rows[0].strategy.endswith("recompute-full")
+    assert score([row(recompute=None)], flops_over_peak, World()).rows[0].strategy == "tp2 dp4 mb1"
+
+
 def test_the_document_has_the_contracts_keys() -> None:
     document = scores().to_json()
     assert (document["runs"], document["scored"], document["skipped"]) == (5, 4, {"schedule other": 1})
