@@ -72,7 +72,7 @@ class AttentionCore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupedGemm:
-    """`experts` GEMMs of tokens / experts rows each: [tokens, k] x [experts, k, n]; `imbalance` >= 1 is the busiest's."""
+    """`experts` GEMMs of tokens / experts rows each, [rows, k] x [experts, k, n]; `imbalance` >= 1 is the busiest's."""
 
     experts: Number
     tokens: Number

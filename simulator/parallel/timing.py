@@ -153,21 +153,14 @@ def segment_times(
 def _sustained(works: Sequence[Work], cold_s: list[Any], device: Device) -> list[Any]:
     """Lengthen matrix kernels by what the power limit costs a device that never rests.
 
-    The limit acts on average power over a window much longer than a kernel, and matrix kernels are what exceeds it. So
-    their measured slowdown applies in proportion to the share of time that they fill.
+    The limit lowers the clock, so every dtype pays what long 16-bit products were measured to pay; what long products
+    of narrower dtypes lose beyond that, they lose to memory.
     """
-    spent: dict[type, Any] = defaultdict(float)
-    for work, seconds in zip(works, cold_s, strict=True):
-        spent[type(work)] = spent[type(work)] + seconds
-    share = sum(spent[kind] for kind in MATRIX) / sum(spent.values(), start=1e-30)
+    slowdown = 1.0 + sustained_throttle(constants_for(device, "gemm", "bf16"))
     return [
-        seconds * (1.0 + share * _throttle(work, device)) if isinstance(work, MATRIX) else seconds
+        seconds * slowdown if isinstance(work, MATRIX) else seconds
         for work, seconds in zip(works, cold_s, strict=True)
     ]
-
-
-def _throttle(work: Gemm | GroupedGemm | AttentionCore, device: Device) -> float:
-    return sustained_throttle(constants_for(device, KIND_OF[type(work)], work.dtype))
 
 
 @dataclass(frozen=True, slots=True)
