@@ -22,6 +22,11 @@ from simulator.validate.runs import PublishedRun, flags
 from simulator.validate.software import binned_length, framework_for, noted, recompute_modules, year_of
 
 MAX_CANDIDATES = 64
+_MODULES = {
+    False: (("core_attn", "layernorm"), ("core_attn", "layernorm", "mlp")),
+    True: (("layernorm", "moe_act"), ("layernorm", "mla_up_proj", "moe_act", "shared_experts"), ("layernorm", "moe")),
+}
+"""Modules that published recipes of Megatron-Core recompute, from little to much, for dense models and mixtures."""
 
 
 class Facts(Protocol):
@@ -283,14 +288,13 @@ def _recompute(row: PublishedRun, model: ModelSpec, framework: Framework, base: 
     if kind is not None:
         return [_stated_recompute(row, kind, model, framework, base)]
     start = str(framework.defaults.get("recompute", "none"))
-    modules = ("moe_act", "layernorm") if model.mixture else ("core_attn", "mlp")
     if start != "none":
         return [replace(base, recompute=start)]
     held = -(-model.layers // base.pp)
     some = sorted({-(-held * quarter // 4) for quarter in (1, 2, 3)} - {held})
     return [
         replace(base, recompute="none"),
-        replace(base, recompute="modules", recompute_modules=modules),
+        *(replace(base, recompute="modules", recompute_modules=modules) for modules in _MODULES[model.mixture]),
         *(replace(base, recompute="full", recompute_layers=layers) for layers in some),
         replace(base, recompute="full"),
     ]

@@ -256,7 +256,9 @@ def brief(strategy: Strategy) -> str:
     words = [*degrees, f"mb{strategy.micro_batch}"]
     words += [f"zero{strategy.zero}"] if strategy.zero else []
     words += [strategy.schedule] if strategy.pp > 1 else []
-    words += [f"recompute-{strategy.recompute}"] if strategy.recompute != "none" else []
+    if strategy.recompute != "none":
+        layers = f"{strategy.recompute_layers}-layers" if strategy.recompute_layers else ""
+        words.append(f"recompute-{'+'.join(strategy.recompute_modules) or layers or strategy.recompute}")
     return " ".join(words)
 
 

@@ -111,7 +111,7 @@ def test_recompute_words(cells: dict[str, Any], expected: tuple[str, tuple[str, 
 def test_unstated_recompute_is_a_ladder_and_stated_is_not() -> None:
     rungs = configured(recompute=None).rungs
     assert [(rung[0].recompute, rung[0].recompute_layers) for rung in rungs] == [
-        ("none", 0), ("modules", 0), ("full", 1), ("full", 2), ("full", 3), ("full", 0),
+        ("none", 0), ("modules", 0), ("modules", 0), ("full", 1), ("full", 2), ("full", 3), ("full", 0),
     ]  # fmt: skip
     assert len(configured(recompute="none").rungs) == 1
 
