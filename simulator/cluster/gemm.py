@@ -40,8 +40,9 @@ from simulator.spec.hardware import Device
 
 TILES = ((256, 128), (128, 256), (128, 128), (128, 96), (96, 128), (128, 64), (64, 128), (128, 32), (32, 128))
 SPLITS = (1, 2, 3, 4, 6, 8)
-_BLOCK = 512
-"""Shapes evaluated together: the candidate axis times this fits a core's cache."""
+_SPLITS = np.array(SPLITS, dtype=np.float64).reshape(-1, 1, 1)
+_BLOCK = 256
+"""Shapes evaluated together: candidates times this fits a core's cache."""
 
 Array = NDArray[np.float64]
 
@@ -98,20 +99,20 @@ def ceil_ramp(x: Array, width: Any) -> Array:
 def best_math_s(
     device: Device, c: Mapping[str, float], peak: float, *, tiles: Array, k: Array, partial_s: Array
 ) -> Array:
-    """Least seconds over candidate tiles (first axis of `tiles`) and k-splits [s]."""
+    """Least seconds over candidate tiles (first axis of `tiles`) and k-splits [s]; the second axis is the shapes'."""
     units = max(device.units, 1)
     rows, cols = candidate_tiles(c)
     edges = 1.0 + c["tile_overhead"] * (1.0 / rows + 1.0 / cols)
     per_k = 2.0 * rows * cols * (edges / edges.min()) * units / (c["efficiency"] * peak)
-    best: Any = np.inf
-    for split in SPLITS:
-        filled = tiles * (split / units)
-        waves = filled if c["wave_ramp"] >= 1.0 else ceil_ramp(filled, c["wave_ramp"])
-        math = np.maximum(waves, 1.0) * per_k * (k / split + c["prologue_k"])
-        if split > 1:
-            math = math + (c["split_latency_s"] + split * partial_s)
-        best = np.minimum(best, math.min(axis=0))
-    return np.asarray(best)
+    depth = k / _SPLITS + c["prologue_k"]
+    if c["wave_ramp"] >= 1.0:
+        # waves = max(1, filled), multiplied out: a pass fewer over the largest arrays.
+        math = np.maximum((tiles * (per_k / units)) * (depth * _SPLITS), per_k * depth)
+    else:
+        math = np.maximum(ceil_ramp(tiles * (_SPLITS / units), c["wave_ramp"]), 1.0) * (per_k * depth)
+    splits = _SPLITS[:, 0]
+    extra = np.where(splits > 1.0, c["split_latency_s"] + splits * partial_s, 0.0)
+    return np.asarray((math.min(axis=1) + extra).min(axis=0))
 
 
 def kernel_time_s(device: Device, c: Mapping[str, float], math_s: Array, moved_bytes: Array) -> Array:

@@ -18,12 +18,14 @@ from simulator.spec.hardware import Device
 
 
 def grouped_gemm_time_s(
-    device: Device, dtype: str, *, experts: Number, tokens: Number, n: Number, k: Number, imbalance: Number = 1.0
-) -> Any:
+    device: Device, dtype: str, *, experts: Number, tokens: Number, n: Number, k: Number, imbalance: Number = 1.0,
+    ragged: bool = True,
+) -> Any:  # fmt: skip
     """Seconds of one grouped kernel: rows [tokens, k] against [experts, k, n] [s]. Broadcasts.
 
     `tokens` is the mean number of rows routed to a device, `imbalance` (>= 1) the busiest device's rows over the
-    mean: a step waits for the busiest, so its rows are timed. Raises InputError when the device computes no `dtype`.
+    mean: a step waits for the busiest, so its rows are timed. Not `ragged`: every expert has the same rows (padded to
+    a capacity), in whole tiles. Raises InputError when the device computes no `dtype`.
     """
     c = constants_for(device, "grouped_gemm", dtype)
     peak = peak_flops_per_s(device, dtype)
@@ -31,9 +33,14 @@ def grouped_gemm_time_s(
     held = np.asarray(tokens, dtype=np.float64) * imbalance
     shape = np.broadcast_shapes(count.shape, inputs.shape, columns.shape, held.shape)
     count, inputs, columns, held = (np.broadcast_to(x, shape).reshape(-1) for x in (count, inputs, columns, held))
-    active = -count * np.expm1(-held / count)
     rows, cols = candidate_tiles(c)
-    tiles = (held / rows + c["ragged_tiles"] * active) * ceil_ramp(columns / cols, 1.0 / cols)
+    if ragged:
+        active = -count * np.expm1(-held / count)
+        row_tiles = held / rows + c["ragged_tiles"] * active
+    else:
+        active = np.minimum(count, held)
+        row_tiles = active * ceil_ramp(held / active / rows, 1.0 / rows)
+    tiles = row_tiles * ceil_ramp(columns / cols, 1.0 / cols)
     partial = c["split_passes"] * 4.0 * held * columns / device.memory_bandwidth_bytes_per_s
     math = best_math_s(device, c, peak, tiles=tiles, k=inputs, partial_s=partial)
     width = operand_bytes(dtype)

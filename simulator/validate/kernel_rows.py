@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.cluster.device import attention_time_s, gemm_time_s, grouped_gemm_time_s, pointwise_time_s
+from simulator.cluster.device import (
+    attention_time_s,
+    gemm_time_s,
+    grouped_gemm_time_s,
+    lookup_time_s,
+    pointwise_time_s,
+)
 from simulator.spec.hardware import Device
 
 Array = NDArray[np.float64]
@@ -53,23 +59,29 @@ def attention_flops(rows: Columns) -> Array:
 
 
 def moe_seconds(device: Device, dtype: str, rows: Columns) -> Array:
-    """Seconds of MoE feed-forwards on the busiest of `ep` devices [s]."""
+    """Seconds of MoE feed-forwards on the busiest of `ep` devices [s].
+
+    Permuting rows into expert order and summing them back are gathers of rows in bf16.
+    """
     tokens, hidden = (np.asarray(rows[name], dtype=np.float64) for name in ("tokens", "hidden"))
     inner = np.asarray(rows["ffn_hidden"], dtype=np.float64) / rows["tp"]
-    local = np.asarray(rows["experts"], dtype=np.float64) / rows["ep"]
     routed = tokens * rows["topk"] / rows["ep"]
-    imbalance = busiest_over_mean(rows)
+    busiest, active = routing(rows)
     up = moe_gate_columns(rows)
-    width = _BYTES[dtype]
-    first = grouped_gemm_time_s(
-        device, dtype, experts=local, tokens=routed, n=up * inner, k=hidden, imbalance=imbalance
-    )
-    second = grouped_gemm_time_s(device, dtype, experts=local, tokens=routed, n=hidden, k=inner, imbalance=imbalance)
-    held = routed * imbalance
-    activation = pointwise_time_s(device, held * inner * (2.0 * up + width))
-    permute = pointwise_time_s(device, held * hidden * (2.0 + width))
-    combine = pointwise_time_s(device, (held + tokens) * hidden * 2.0)
-    return np.asarray(first + second + activation + permute + combine)
+
+    def product_s(n: Array, k: Array, *, ragged: bool) -> Array:
+        return np.asarray(
+            grouped_gemm_time_s(
+                device, dtype, experts=active, tokens=routed, n=n, k=k, imbalance=busiest, ragged=ragged
+            )
+        )
+
+    ragged, even = (product_s(up * inner, hidden, ragged=r) + product_s(hidden, inner, ragged=r) for r in (True, False))
+    products = np.where(np.asarray(rows["distribution"], dtype=str) == "balanced", even, ragged)
+    held = routed * busiest
+    activation = pointwise_time_s(device, held * inner * (2.0 * up + _BYTES[dtype]))
+    moves = 2.0 * lookup_time_s(device, held, 2.0 * hidden)
+    return np.asarray(products + activation + moves)
 
 
 def moe_gate_columns(rows: Columns) -> Array:
@@ -85,21 +97,22 @@ def moe_flops(rows: Columns) -> Array:
     return np.asarray(2.0 * routed * np.asarray(rows["hidden"]) * inner * (moe_gate_columns(rows) + 1.0))
 
 
-def busiest_over_mean(rows: Columns) -> Array:
-    """Rows of the busiest device over the mean, from `distribution`, experts and ep."""
+def routing(rows: Columns) -> tuple[Array, Array]:
+    """Rows of the busiest device over the mean, and how many of its experts have rows, from `distribution`."""
     keys = zip(rows["distribution"], rows["experts"], rows["ep"], rows["tokens"], rows["topk"], strict=True)
-    return np.array([_busiest(str(name), int(e), int(ep), int(t), int(top)) for name, e, ep, t, top in keys])
+    found = [_routing(str(name), int(e), int(ep), int(t), int(top)) for name, e, ep, t, top in keys]
+    return np.array([busiest for busiest, _ in found]), np.array([active for _, active in found])
 
 
 @cache
-def _busiest(distribution: str, experts: int, ep: int, tokens: int, topk: int) -> float:
-    if ep == 1 or not distribution.startswith("power_law_"):
-        return 1.0
-    return power_law_busiest(float(distribution.removeprefix("power_law_")), experts, ep, tokens, topk)
+def _routing(distribution: str, experts: int, ep: int, tokens: int, topk: int) -> tuple[float, float]:
+    if not distribution.startswith("power_law_"):
+        return 1.0, experts / ep
+    return power_law_routing(float(distribution.removeprefix("power_law_")), experts, ep, tokens, topk)
 
 
-def power_law_busiest(alpha: float, experts: int, ep: int, tokens: int, topk: int) -> float:
-    """Median share of the busiest of `ep` groups of experts over the mean share.
+def power_law_routing(alpha: float, experts: int, ep: int, tokens: int, topk: int) -> tuple[float, float]:
+    """Median share of the busiest of `ep` groups of experts over the mean share, and its experts that have rows.
 
     Loads of experts are drawn from x^-alpha between 1 and 0.8 tokens (0.01 and 2 when there are fewer choices than
     experts), as aiconfigurator's collector (collector/helper.py, sample_power_law) draws them. A token chooses an
@@ -111,8 +124,10 @@ def power_law_busiest(alpha: float, experts: int, ep: int, tokens: int, topk: in
     loads = ((high**power - low**power) * draws + low**power) ** (1.0 / power)
     for _ in range(4):
         loads = np.minimum(loads * (tokens * topk / loads.sum(axis=1, keepdims=True)), float(tokens))
-    groups = loads.reshape(256, ep, experts // ep).sum(axis=2)
-    return float(np.median(groups.max(axis=1) / groups.mean(axis=1)))
+    grouped = loads.reshape(256, ep, experts // ep)
+    groups = grouped.sum(axis=2)
+    first = grouped[np.arange(256), groups.argmax(axis=1)]
+    return float(np.median(groups.max(axis=1) / groups.mean(axis=1))), float((first >= 0.5).sum(axis=1).mean())
 
 
 SECONDS: Mapping[str, Callable[[Device, str, Columns], Array]] = {
