@@ -41,7 +41,7 @@ def _first(*, schedule: str, **sizes: int) -> Callable[[], Callable[[], None]]:
         transfers = Transfers(forward_s=0.1, backward_s=0.1)
 
         def call() -> None:
-            make._make.cache_clear()
+            make.RECENT.clear()
             simulate(make.make_order(schedule, **sizes), durations, transfers)
 
         return call

@@ -35,8 +35,12 @@ def lower_bound_s(
     group_size: Number = 0,
     send_forward_s: Number = 0.0,
     send_backward_s: Number = 0.0,
+    blocking: bool = False,
 ) -> Floats:
-    """Seconds that no timeline of the schedule can beat, for unequal stages and asynchronous transfers.
+    """Seconds that no timeline of the schedule can beat, for unequal stages and transfers.
+
+    Pairs that hide communication do less than F + B seconds of work: give such schedules their seconds without it.
+    `blocking` says that a sender computes nothing while it sends, which only schedules with a fused backward use.
 
     `forward_s` and `backward_s` (both gradients) have the stages as their last axis (pp * vp of them, in model
     order) and broadcast with `micro_batches` before it; sends are numbers or have boundaries as their last axis.
@@ -72,7 +76,12 @@ def lower_bound_s(
     done_b = _before_chunk(work_b) * closing[..., None]
     opens = (head.reshape(shape) - done_f).max(axis=-2)
     closes = (tail.reshape(shape) - done_b).max(axis=-2)
-    bound = (opens + m * (work_f + work_b).sum(axis=-2) + closes).max(axis=-1)
+    work = m * (work_f + work_b).sum(axis=-2)
+    bound = (opens + work + closes).max(axis=-1)
+    if blocking:
+        # A rank's last send is on the way back already.
+        held = m * _sending(ahead, back, pp) - back.max()
+        bound = np.maximum(bound, (head[..., :pp] + work + held + tail[..., :pp]).max(axis=-1))
     if schedule in ("gpipe", "interleaved-bfs"):
         bound = np.maximum(bound, _one_way(work_f, ahead, m) + _one_way(work_b, back, m))
     if schedule in ("1f1b", "eager-1f1b"):
@@ -104,6 +113,14 @@ def _split_bound(
         head, work = head[..., :pp], work.reshape(*work.shape[:-1], stages // pp, pp).sum(axis=-2)
     found: Floats = (head + m * work).max(axis=-1)
     return found
+
+
+def _sending(ahead: Floats, back: Floats, pp: int) -> Floats:
+    """Seconds per micro-batch that each rank stands still to send its activations and gradients."""
+    before = np.concatenate([np.zeros_like(back[..., :1]), back[..., :-1]], axis=-1)
+    both = ahead + before
+    held: Floats = both.reshape(*both.shape[:-1], -1, pp).sum(axis=-2)
+    return held
 
 
 def _laps(schedule: str, both: Floats, lap: Floats, backward: Floats, pp: int, m: npt.NDArray[Any]) -> Floats:

@@ -27,7 +27,7 @@ class Durations:
     """Seconds of one micro-batch on each model stage; a number stands for all stages.
 
     Exposed communication inside a stage (tensor, context, expert) is part of these. The `_comm_s` fields say how
-    much of each is communication that a *paired* task can hide behind the other one's compute.
+    much of each is communication, which a *paired* task can hide behind the other one's compute.
     """
 
     forward_s: PerStage
@@ -37,6 +37,8 @@ class Durations:
     """Backward to the weights; added to `input_grad_s` where the order does not split the backward."""
     forward_comm_s: PerStage = 0.0
     backward_comm_s: PerStage = 0.0
+    beside_slowdown: float = 1.0
+    """How many times longer a pair's compute takes while the other one's communication runs beside it."""
     forward_host_s: PerStage = 0.0
     """Seconds the host needs to launch the kernels of a stage's forward."""
     input_grad_host_s: PerStage = 0.0
@@ -117,8 +119,19 @@ def simulate(
         send_start_s=ends[graph.send_node] if sent is end else np.array(sent)[graph.send_node],
         arrival_s=ends[graph.send_node] if arrived is end else np.array(arrived)[graph.send_node],
         sends=graph.send_index[graph.send_node] > 0,
+        compute_s=_compute_s(order, durations, costs),
         second=graph.second,
     )
+
+
+def _compute_s(order: Order, durations: Durations, costs: Costs) -> Floats:
+    """Seconds of each task that are not communication."""
+    stages = order.stages
+    out = per_stage(durations.forward_comm_s, stages, "forward_comm_s")
+    back = per_stage(durations.backward_comm_s, stages, "backward_comm_s")
+    alone = costs.duration[: 4 * stages] - np.concatenate([out, back, np.zeros(stages), back])
+    compute: Floats = alone[order.kind.astype(np.intp) * stages + order.stage]
+    return compute
 
 
 def _after_previous(order: Order, graph: Program, start: Floats, end: Floats) -> Floats:
@@ -150,7 +163,8 @@ def lay_out(order: Order, durations: Durations, transfers: Transfers) -> Costs:
     tables = [forward, grad, weight, grad + weight, np.zeros(1)]
     pairs = program(order).pairs
     if len(pairs):
-        tables.append(_paired_s(pairs, np.stack(tables[:4]), column("forward_comm_s"), column("backward_comm_s")))
+        talk = np.stack([column("forward_comm_s"), column("backward_comm_s")])
+        tables.append(_paired_s(pairs, np.stack(tables[:4]), talk, durations.beside_slowdown))
     boundaries = max(stages - 1, 0)
     out = per_stage(transfers.forward_s, boundaries, "transfers.forward_s")
     back = per_stage(transfers.backward_s, boundaries, "transfers.backward_s")
@@ -166,17 +180,17 @@ def lay_out(order: Order, durations: Durations, transfers: Transfers) -> Costs:
     )
 
 
-def _paired_s(pairs: npt.NDArray[np.int32], table: Floats, forward_comm: Floats, backward_comm: Floats) -> Floats:
+def _paired_s(pairs: npt.NDArray[np.int32], table: Floats, talk: Floats, slowdown: float) -> Floats:
     """Seconds of a forward and a backward that run together.
 
     Each alternates compute and communication and waits for itself; the two share one compute and one communication
-    stream. So the pair takes the longest of: all compute, all communication, either chunk alone
-    (DeepSeek-V3 report, section 3.2.1 and figure 4).
+    stream. So the pair takes the longest of: all communication, all compute (slower while communication runs),
+    either chunk alone (DeepSeek-V3 report, section 3.2.1 and figure 4).
     """
     forward, backward = table[0][pairs[:, 0]], table[pairs[:, 2], pairs[:, 1]]
-    talk_forward, talk_backward = forward_comm[pairs[:, 0]], backward_comm[pairs[:, 1]]
-    talk = talk_forward + talk_backward
-    longest: Floats = np.maximum.reduce([forward + backward - talk, talk, forward, backward])
+    beside = talk[0][pairs[:, 0]] + talk[1][pairs[:, 1]]
+    compute = forward + backward - beside
+    longest: Floats = np.maximum.reduce([compute + beside * (1 - 1 / slowdown), beside, forward, backward])
     return longest
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
-from functools import lru_cache
+from threading import Lock
 
 from simulator.errors import Complaints, InputError, did_you_mean
 from simulator.schedule.order import Order
@@ -23,10 +24,42 @@ def make_order(
     check_sizes(schedule, pp=pp, micro_batches=micro_batches, vp=vp, group_size=group_size)
     if paired and schedule not in ("interleaved", "dualpipe", "dualpipev"):
         raise InputError([f"{schedule} cannot pair forwards with backwards: use interleaved, dualpipe or dualpipev"])
-    return _make(schedule, pp, micro_batches, vp, group_size, paired and schedule == "interleaved")
+    return RECENT.get((schedule, pp, micro_batches, vp, group_size, paired and schedule == "interleaved"))
 
 
-@lru_cache(maxsize=256)
+class _Recent:
+    """Orders made lately, up to a number of tasks in all (their graphs are kept with them)."""
+
+    def __init__(self, most_tasks: int) -> None:
+        self.most_tasks = most_tasks
+        self.orders: OrderedDict[tuple[str, int, int, int, int, bool], Order] = OrderedDict()
+        self.tasks = 0
+        self.lock = Lock()
+
+    def get(self, key: tuple[str, int, int, int, int, bool]) -> Order:
+        with self.lock:
+            found = self.orders.get(key)
+            if found is not None:
+                self.orders.move_to_end(key)
+                return found
+        made = _make(*key)
+        with self.lock:
+            made = self.orders.setdefault(key, made)
+            self.tasks = sum(order.tasks for order in self.orders.values())
+            while self.tasks > self.most_tasks and len(self.orders) > 1:
+                _, dropped = self.orders.popitem(last=False)
+                self.tasks -= dropped.tasks
+        return made
+
+    def clear(self) -> None:
+        with self.lock:
+            self.orders.clear()
+
+
+RECENT = _Recent(most_tasks=1_000_000)
+"""About 200 MB with their graphs."""
+
+
 def _make(schedule: str, pp: int, micro_batches: int, vp: int, group_size: int, paired: bool) -> Order:
     if paired:
         return interleaved.interleaved(pp, micro_batches, vp, group_size or pp, paired=True)

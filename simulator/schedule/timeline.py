@@ -30,6 +30,8 @@ class Timeline:
     """When a task's output was where it is read."""
     sends: npt.NDArray[np.bool_]
     """Whether a task's output leaves its rank."""
+    compute_s: Floats
+    """Seconds of each task that are not communication."""
     second: npt.NDArray[np.bool_]
     """True for the second task of a pair."""
 
@@ -67,6 +69,12 @@ class Timeline:
     def idle_s(self) -> Floats:
         """Seconds each rank's compute stream stands still between 0 and the makespan (the bubble)."""
         return self.makespan_s - self.busy_s
+
+    @cached_property
+    def exposed_s(self) -> Floats:
+        """Seconds each rank is occupied without computing: communication that nothing hides, slowdown, launches."""
+        exposed: Floats = self.busy_s - np.add.reduceat(self.compute_s, self.order.rank_start[:-1])
+        return exposed
 
     @cached_property
     def bubble_fraction(self) -> float:

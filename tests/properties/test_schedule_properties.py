@@ -135,7 +135,7 @@ def test_seconds_scale(case, factor):
 @settings(max_examples=2 * EVEN)
 def test_lower_bounds_never_exceed_the_engine(case):
     order, durations, transfers = case
-    free = Transfers(forward_s=transfers.forward_s, backward_s=transfers.backward_s)
+    free = Transfers(forward_s=transfers.forward_s, backward_s=transfers.backward_s, blocking=transfers.blocking)
     found = simulate(order, durations, free).makespan_s
     bound = lower_bound_s(
         order.schedule,
@@ -146,6 +146,7 @@ def test_lower_bounds_never_exceed_the_engine(case):
         micro_batches=order.micro_batches,
         send_forward_s=free.forward_s,
         send_backward_s=free.backward_s,
+        blocking=free.blocking,
     )
     assert float(bound) <= found * (1 + 1e-12)
 

@@ -84,6 +84,33 @@ def test_pairs_hide_communication_behind_compute():
     assert saved == pytest.approx(1.0 * order.paired[: order.rank_start[1]].sum())
 
 
+def test_exposed_is_what_is_occupied_and_not_compute():
+    order = make_order("1f1b", pp=2, micro_batches=4)
+    line = simulate(order, Durations(forward_s=1.0, input_grad_s=2.0, forward_comm_s=0.25, backward_comm_s=0.5))
+    assert line.exposed_s.tolist() == pytest.approx([4 * 0.75] * 2)
+    paired = make_order("interleaved", pp=2, micro_batches=8, vp=2, paired=True)
+    durations = {"forward_s": 1.0, "input_grad_s": 2.0, "forward_comm_s": 0.25, "backward_comm_s": 0.5}
+    hidden = simulate(paired, Durations(**durations))
+    # Per pair 0.75 s of communication hide; the rest of the 16 + 16 tasks of a rank shows all of it.
+    pairs = [paired.paired[: paired.rank_start[1]].sum(), paired.paired[paired.rank_start[1] :].sum()]
+    assert hidden.exposed_s.tolist() == pytest.approx([(16 - count) * 0.75 for count in pairs])
+    slowed = simulate(paired, Durations(**durations, beside_slowdown=1.25))
+    assert slowed.exposed_s.tolist() == pytest.approx([(16 - count) * 0.75 + count * 0.75 * 0.2 for count in pairs])
+
+
+def test_steps_without_a_barrier_follow_each_other_by_the_period():
+    durations = Durations(forward_s=1.0, input_grad_s=1.0, weight_grad_s=1.0)
+    one = make_order("zb-h2", pp=4, micro_batches=12)
+    columns = []
+    for rank in range(4):
+        step = np.array(one.of_rank(rank))
+        columns.append(np.concatenate([step + np.array([0, 12 * n, 0]) for n in range(3)]))
+    three = build_order("three steps", 4, 1, 36, columns, placement=loop_placement(4, 1))
+    alone = simulate(one, durations)
+    assert alone.period_s == 36.0
+    assert simulate(three, durations).makespan_s == alone.makespan_s + 2 * alone.period_s
+
+
 def test_wrong_lengths_are_named():
     order = make_order("1f1b", pp=4, micro_batches=8)
     with pytest.raises(InputError, match=r"forward_s has shape \(3,\), but the order needs \(4,\)"):

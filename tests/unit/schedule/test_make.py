@@ -3,6 +3,7 @@
 import pytest
 
 from simulator.errors import InputError
+from simulator.schedule import make
 from simulator.schedule.make import make_order
 from simulator.spec.strategy import SCHEDULES
 
@@ -69,6 +70,15 @@ def test_every_schedule_has_an_order(schedule):
     order = make_order(schedule, pp=4, micro_batches=8, vp=vp)
     assert order.stages == 4 * vp
     assert order.splits_backward == (schedule in {"zb-h1", "zb-h2", "zbv", "v-half", "v-min", "dualpipe", "dualpipev"})
+
+
+def test_only_recent_orders_are_kept():
+    kept = make._Recent(most_tasks=100)
+    first = kept.get(("1f1b", 2, 10, 1, 0, False))
+    assert kept.get(("1f1b", 2, 10, 1, 0, False)) is first
+    kept.get(("1f1b", 2, 20, 1, 0, False))
+    assert len(kept.orders) == 1
+    assert kept.get(("1f1b", 2, 10, 1, 0, False)) is not first
 
 
 def spelled(order, rank):
