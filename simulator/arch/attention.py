@@ -5,6 +5,8 @@ Query heads and key/value heads split over tp; when tp exceeds the key/value hea
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from simulator.arch.core import attention_core
@@ -44,6 +46,7 @@ def attention(
     output = linear(
         f"{name}.out", tokens=shard.tokens, inputs=values, outputs=width, kernels=kernels,
         bias_elements=width if spec.out_bias else 0, modules=("attention",),
+        saves=(Saved(name=f"{name}.core.output", bytes=shard.tokens * values * kernels.element_bytes),),
     )  # fmt: skip
     return [enter, *projections, *core, output, leave]
 
@@ -73,20 +76,23 @@ def _projections(
 def _query_key_value(
     name: str, tokens: Number, query: Number, key: Number, value: Number, size: float
 ) -> tuple[Saved, ...]:
-    """Q, K and V are the core's inputs: they stay when only the core is recomputed."""
+    """Q, K and V are the core's inputs: they belong to what makes them, and stay when only the core is recomputed."""
     parts = (("q", query), ("k", key), ("v", value))
-    return tuple(Saved(name=f"{name}.{part}", bytes=tokens * columns * size, boundary=True) for part, columns in parts)
+    return tuple(Saved(name=f"{name}.{part}", bytes=tokens * columns * size) for part, columns in parts)
 
 
 def _qk_norm(
     spec: AttentionSpec, *, tokens: Number, query: Number, key: Number, kernels: Kernels, name: str
 ) -> Operation:
-    """Per-head RMS norm of Q and K (Qwen3); saves its inputs."""
+    """RMS norms of Q and of K, per head (Qwen3) or over all heads."""
     size, elements = kernels.element_bytes, tokens * (query + key)
+    rows = (spec.head_dim, spec.head_dim) if spec.qk_norm_shared else (query, key)
+    kept = [_qk_norm_saves(f"{name}.{part}_norm", tokens * columns, row, kernels)
+            for part, columns, row in (("q", query, rows[0]), ("k", key, rows[1]))]  # fmt: skip
     scale = 2 * spec.head_dim if spec.qk_norm_shared else query + key
     operation = pointwise(
         f"{name}.qk_norm", elements=elements, forward=2 * size, backward=3 * size, kernels=2,
-        saves=(Saved(name=f"{name}.qk_norm.input", bytes=elements * size),), modules=("attention",),
+        saves=(*kept[0], *kept[1]), modules=("attention",),
     )  # fmt: skip
     weight = Weight(name=f"{name}.qk_norm", elements=scale, sequence_replicated=spec.qk_norm_shared)
     return Operation(
@@ -95,16 +101,28 @@ def _qk_norm(
     )  # fmt: skip
 
 
+def _qk_norm_saves(name: str, elements: Number, row: Number, kernels: Kernels) -> tuple[Saved, ...]:
+    """Input and fp32 scale of each row; unfused an fp32 copy of the input and the normalised input."""
+    fused = kernels.fused_norm or kernels.compiled
+    scale = Saved(name=f"{name}.scale", bytes=elements / row * 4.0, statistic=True)
+    if fused:
+        return Saved(name=f"{name}.input", bytes=elements * kernels.element_bytes), scale
+    normalised = Saved(name=f"{name}.normalised", bytes=elements * kernels.element_bytes)
+    return Saved(name=f"{name}.input", bytes=elements * 4.0), scale, normalised
+
+
 def _position(
     spec: AttentionSpec, *, query_and_key: Number, kernels: Kernels, name: str
 ) -> list[Operation]:
-    """Rotary position embedding on Q and K, where the model uses it; unfused it runs about three passes."""
+    """Rotary position embedding on Q and K, where the model uses it; unfused, cos and sin products, the
+    rotated half (negate, concatenate) and the sum are five kernels that move ten elements.
+    """
     if not spec.rope_head_dim:
         return []
-    passes = 1 if kernels.fused_rope or kernels.compiled else 3
+    fused = kernels.fused_rope or kernels.compiled
     share = spec.rope_head_dim / spec.head_dim
-    size = 2 * kernels.element_bytes * passes * share
-    return [pointwise(f"{name}.rope", elements=query_and_key, forward=size, backward=size, kernels=2 * passes,
+    size = (2 if fused else 10) * kernels.element_bytes * share
+    return [pointwise(f"{name}.rope", elements=query_and_key, forward=size, backward=size, kernels=2 if fused else 10,
                       modules=("attention",))]  # fmt: skip
 
 
@@ -121,13 +139,13 @@ def _cross_projections(
         linear(
             f"{name}.q", tokens=shard.tokens, inputs=width, outputs=query, kernels=kernels,
             bias_elements=query if spec.qkv_bias else 0, modules=("attention",),
-            saves=(Saved(name=q_saved.name, bytes=q_saved.bytes * shard.tokens, boundary=True),),
+            saves=(Saved(name=q_saved.name, bytes=q_saved.bytes * shard.tokens),),
         ),
         linear(
             f"{name}.kv", tokens=shard.memory_tokens, inputs=width, outputs=key + value, kernels=kernels,
             bias_elements=key + value if spec.qkv_bias else 0, modules=("attention",),
             saves=tuple(
-                Saved(name=kept.name, bytes=kept.bytes * shard.memory_tokens, boundary=True)
+                Saved(name=kept.name, bytes=kept.bytes * shard.memory_tokens)
                 for kept in (k_saved, v_saved)
             ),
         ),
@@ -147,14 +165,13 @@ def _latent_projections(
     query, key, value = heads * spec.head_dim, heads * spec.head_dim, heads * spec.value_head_dim
     q_saved, k_saved, v_saved = _query_key_value(name, tokens, query, key, value, size)
     up_modules = ("mla_up_proj", "attention")
-    dropped = {s.name: Saved(name=s.name, bytes=s.bytes) for s in (q_saved, k_saved, v_saved)}
     operations: list[Operation] = []
     if spec.q_lora_rank:
         operations += _latent_down(f"{name}.q_down", tokens, width, spec.q_lora_rank, spec.q_lora_rank, kernels)
     operations.append(
         linear(
             f"{name}.q_up" if spec.q_lora_rank else f"{name}.q", tokens=tokens, inputs=spec.q_lora_rank or width,
-            outputs=query, kernels=kernels, saves=(dropped[q_saved.name],), modules=up_modules,
+            outputs=query, kernels=kernels, saves=(q_saved,), modules=up_modules,
         )
     )  # fmt: skip
     operations += _latent_down(
@@ -163,7 +180,7 @@ def _latent_projections(
     operations.append(
         linear(
             f"{name}.kv_up", tokens=tokens, inputs=spec.kv_lora_rank, outputs=heads * (nope + spec.value_head_dim),
-            kernels=kernels, saves=(dropped[k_saved.name], dropped[v_saved.name]), modules=up_modules,
+            kernels=kernels, saves=(k_saved, v_saved), modules=up_modules,
         )
     )  # fmt: skip
     rope = pointwise(
@@ -182,7 +199,8 @@ def _latent_down(
         sequence_replicated=True,
     )  # fmt: skip
     latent = norm(f"{name}.norm", tokens=tokens, width=normed, kernels=kernels, layernorm=False, bias=False)
+    saves = tuple(replace(saved, boundary=False) for saved in latent.saves)
     return [down, Operation(
         name=latent.name, forward=latent.forward, input_grad=latent.input_grad[:1], weight_grad=latent.weight_grad,
-        weights=latent.weights, saves=latent.saves, modules=("attention",),
+        weights=latent.weights, saves=saves, modules=("attention",),
     )]  # fmt: skip

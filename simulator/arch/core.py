@@ -45,7 +45,10 @@ def _tables(spec: AttentionSpec, shard: Shard, name: str) -> tuple[Weight, ...]:
 def _fused(
     spec: AttentionSpec, *, kv_len: Number, shard: Shard, kernels: Kernels, name: str
 ) -> list[Operation]:
-    """One kernel; saves its output and the fp32 log-sum-exp per row (Dao 2022; facts b10)."""
+    """One kernel; saves the fp32 log-sum-exp per row (Dao 2022; facts b10); its output is the output layer's input.
+
+    A relative-position bias stays in memory, once for all layers that share its table.
+    """
     batch, heads, kv_heads, q_len = _local(spec, shard)
     window = spec.window or spec.chunk
 
@@ -53,22 +56,21 @@ def _fused(
         return AttentionCore(
             batch=batch, heads=heads, kv_heads=kv_heads, q_len=q_len, kv_len=kv_len, head_dim=spec.head_dim,
             value_head_dim=spec.value_head_dim, causal=spec.causal, window=window, backward=backward,
-            dtype=kernels.activation_dtype,
+            kernel=kernels.attention_kernel, dtype=kernels.activation_dtype,
         )  # fmt: skip
 
     rows = batch * heads * q_len
+    saves = [Saved(name=f"{name}.core.logsumexp", bytes=rows * 4.0, statistic=True)]
+    if spec.relative_bias_buckets:
+        bias_bytes = heads * q_len * kv_len * kernels.element_bytes
+        saves.append(Saved(name=f"{name}.core.relative_bias", bytes=bias_bytes))
     return [
         Operation(
             name=f"{name}.core",
             forward=(core(backward=False),),
             input_grad=(core(backward=True),),
             weights=_tables(spec, shard, name),
-            saves=(
-                Saved(
-                    name=f"{name}.core.output", bytes=rows * spec.value_head_dim * kernels.element_bytes, boundary=True
-                ),
-                Saved(name=f"{name}.core.logsumexp", bytes=rows * 4.0, statistic=True),
-            ),
+            saves=tuple(saves),
             modules=CORE,
         )
     ]
@@ -88,7 +90,8 @@ def _unfused(
     """Scores, softmax, dropout, context as separate kernels over a full s x s matrix (no causal skipping).
 
     Saves the softmax output and, with dropout, the mask (1 B) and the dropped probabilities: the 5 a s^2 b of
-    Korthikanti 2022 sec. 4.1. An unfused softmax runs scale, mask, and an fp32 softmax as kernels of their own.
+    Korthikanti 2022 sec. 4.1. An unfused softmax runs scale, mask, and an fp32 softmax as kernels of their own and
+    keeps its output in fp32, besides the probabilities in the activations' dtype.
     """
     batch, heads, _, q_len = _local(spec, shard)
     groups, size = batch * heads, kernels.element_bytes
@@ -107,20 +110,31 @@ def _unfused(
         forward=(Pointwise(bytes=scores * (passes + bias), flops=scores * 5, kernels=softmax_kernels),),
         input_grad=(Pointwise(bytes=scores * (passes * 1.5 + bias), flops=scores * 5, kernels=softmax_kernels),),
         weights=_tables(spec, shard, name),
-        saves=(Saved(name=f"{name}.softmax.output", bytes=scores * size),),
+        saves=_probabilities(spec, groups * q_len, kv_len, kernels, name),
         modules=CORE,
-    )
-    output = Saved(
-        name=f"{name}.core.output", bytes=groups * q_len * spec.value_head_dim * size, boundary=True
     )
     return [
         Operation(name=f"{name}.scores", forward=(score,), input_grad=(score_q, score_k), modules=CORE),
         softmax,
         *_probability_dropout(scores, kernels, name),
-        Operation(
-            name=f"{name}.context", forward=(context,), input_grad=(context_p, context_v), saves=(output,), modules=CORE
-        ),
+        Operation(name=f"{name}.context", forward=(context,), input_grad=(context_p, context_v), modules=CORE),
     ]
+
+
+def _probabilities(
+    spec: AttentionSpec, rows: Number, keys: Number, kernels: Kernels, name: str
+) -> tuple[Saved, ...]:
+    """What an unfused softmax keeps: its output (a sink adds a column), and what the context product reads of it.
+
+    The context product reads the output itself unless that is wider (fp32) or has a sink's column; with dropout it
+    reads the dropped copy instead.
+    """
+    size = kernels.element_bytes
+    wide = size if kernels.fused_softmax or kernels.compiled else 4.0
+    output = Saved(name=f"{name}.softmax.output", bytes=rows * (keys + int(spec.sinks)) * wide)
+    if kernels.dropout or (wide == size and not spec.sinks):
+        return (output,)
+    return output, Saved(name=f"{name}.softmax.probabilities", bytes=rows * keys * size)
 
 
 def _probability_dropout(scores: Number, kernels: Kernels, name: str) -> list[Operation]:

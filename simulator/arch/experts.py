@@ -141,7 +141,7 @@ def _grouped_feed_forward(
             kernels=kernels, saves=(Saved(name=f"{name}.expert_input", bytes=rows * width * kernels.gemm_input_bytes),
                    Saved(name=f"{name}.up.output", bytes=rows * columns * size)),
         ),
-        activation(f"{name}.activation", rows=rows, hidden=hidden, gated=spec.gated, bias=spec.bias, kernels=kernels,
+        activation(f"{name}.activation", rows=rows, hidden=hidden, gated=spec.gated, kernels=kernels,
                    modules=("moe_act", "moe")),
         _grouped(
             f"{name}.down", local=local, rows=rows, inputs=hidden, outputs=width, spec=spec, shard=shard,

@@ -5,52 +5,63 @@ from __future__ import annotations
 from simulator.arch.linear import enter_tensor_parallel, leave_tensor_parallel, linear, pointwise
 from simulator.arch.operations import Number, Operation, Saved
 from simulator.arch.shard import Kernels, Shard
-from simulator.spec.model import FeedForwardSpec
+from simulator.spec.model import ExpertsSpec, FeedForwardSpec
 
 
 def activation(
-    name: str, *, rows: Number, hidden: Number, gated: bool, bias: bool, kernels: Kernels, modules: tuple[str, ...]
-) -> Operation:
+    name: str, *, rows: Number, hidden: Number, gated: bool, kernels: Kernels, modules: tuple[str, ...],
+) -> Operation:  # fmt: skip
     """The activation between the matrices: reads 1 (gated: 2) values per hidden unit, writes 1.
 
     Saves its output, the second matrix's input; its own input is saved by the layer that made it. Unfused, the
-    bias add and the gate product are kernels of their own.
+    gate's product is a kernel of its own (2 + 3 elements forward, 3 + 3 + 3 backward) that keeps the activated gate.
     """
     size = kernels.element_bytes
     reads = 2 if gated else 1
     fused = kernels.fused_bias_activation or kernels.compiled
-    extra = 0 if fused else int(bias) + int(gated)
+    extra = int(gated and not fused)
+    saves = [Saved(name=f"{name}.output", bytes=rows * hidden * kernels.gemm_input_bytes)]
+    if gated and not fused:
+        saves.append(Saved(name=f"{name}.gate", bytes=rows * hidden * size))
     return pointwise(
         name,
         elements=rows * hidden,
         forward=size * (reads + 1 + 2 * extra),
-        backward=size * (2 * reads + 1 + 2 * extra),
+        backward=size * (2 * reads + 1 + 4 * extra),
         kernels=1 + extra,
-        saves=(Saved(name=f"{name}.output", bytes=rows * hidden * kernels.gemm_input_bytes),),
+        saves=tuple(saves),
         modules=modules,
     )
 
 
+def activation_input(name: str, spec: FeedForwardSpec | ExpertsSpec, size_bytes: Number) -> tuple[Saved, ...]:
+    """What an activation keeps of its input: all of it, but nothing for a plain ReLU, which needs its output only."""
+    if spec.activation == "relu" and not spec.gated:
+        return ()
+    return (Saved(name=name, bytes=size_bytes),)
+
+
 def feed_forward(
-    spec: FeedForwardSpec, *, width: int, shard: Shard, kernels: Kernels, name: str = "mlp", module: str = "mlp"
-) -> list[Operation]:
+    spec: FeedForwardSpec, *, width: int, shard: Shard, kernels: Kernels, name: str = "mlp",
+    modules: tuple[str, ...] = ("mlp",),
+) -> list[Operation]:  # fmt: skip
     """Column-parallel up (and gate), activation, row-parallel down. Local hidden size is hidden / tp."""
     tokens, hidden = shard.tokens, spec.hidden / shard.tp
     columns = hidden * (2 if spec.gated else 1)
-    up_output = Saved(name=f"{name}.up.output", bytes=tokens * columns * kernels.element_bytes)
     return [
         enter_tensor_parallel(f"{name}.enter", tokens=tokens, width=width, shard=shard, kernels=kernels),
         linear(
             f"{name}.up", tokens=tokens, inputs=width, outputs=columns, kernels=kernels,
-            bias_elements=columns if spec.bias else 0, saves=(up_output,), modules=(module,),
+            bias_elements=columns if spec.bias else 0, modules=modules,
+            saves=activation_input(f"{name}.up.output", spec, tokens * columns * kernels.element_bytes),
         ),
         activation(
-            f"{name}.activation", rows=tokens, hidden=hidden, gated=spec.gated, bias=spec.bias, kernels=kernels,
-            modules=(module,),
+            f"{name}.activation", rows=tokens, hidden=hidden, gated=spec.gated, kernels=kernels,
+            modules=modules,
         ),
         linear(
             f"{name}.down", tokens=tokens, inputs=hidden, outputs=width, kernels=kernels,
-            bias_elements=width if spec.bias else 0, modules=(module,),
+            bias_elements=width if spec.bias else 0, modules=modules,
         ),
         leave_tensor_parallel(f"{name}.leave", tokens=tokens, width=width, shard=shard, kernels=kernels),
     ]  # fmt: skip

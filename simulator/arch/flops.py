@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from simulator.arch.layer import Segment, head_segment, layer_segment, mtp_segment
+from simulator.arch.layer import Segment, embedding_segment, head_segment, layer_segment, mtp_segment
 from simulator.arch.operations import AttentionCore, Gemm, GroupedGemm, Number, Operation, Work
 from simulator.arch.parameters import COUNTING, parameters
 from simulator.arch.shard import Shard
@@ -65,12 +65,14 @@ def model_flops_per_sequence(model: ModelSpec, seq_len: int, target_seq_len: int
 def forward_flops_per_sequence(
     model: ModelSpec, seq_len: int, target_seq_len: int = 0, *, halve_causal: bool = False, router: bool = True
 ) -> float:
-    """Forward matmul FLOPs of one sequence, every layer and the head."""
+    """Forward matmul FLOPs of one sequence: every layer, both ends (a narrow token table's projection too)."""
     lengths = (seq_len, target_seq_len or seq_len)
     total = 0.0
     for index, stack in enumerate(model.stacks):
         encoder_len = seq_len if index else 0
         shard = Shard(micro_batch=1, seq_len=lengths[index], memory_seq_len=encoder_len, capacity_factor=0.0)
+        embedded = embedding_segment(model, shard=shard, kernels=COUNTING)
+        total += _forward(embedded, halve_causal=halve_causal, router=router)
         for spec, count in stack.runs:
             segment = layer_segment(spec, model, shard=shard, kernels=COUNTING, name="layer")
             total += count * _forward(segment, halve_causal=halve_causal, router=router)

@@ -26,7 +26,7 @@ def gemm_backward(
 
 
 def _cast(elements: Number, kernels: Kernels) -> tuple[Work, ...]:
-    """Quantise a tensor and its transpose: read it, write two low-precision copies (TransformerEngine cast_transpose)."""
+    """Quantise a tensor and its transpose: read it, write two narrow copies (TransformerEngine cast_transpose)."""
     if kernels.gemm_dtype not in LOW_PRECISIONS:
         return ()
     return (Pointwise(bytes=elements * (kernels.element_bytes + 2 * kernels.gemm_input_bytes)),)
@@ -139,31 +139,35 @@ def pointwise(
 
 
 def norm(
-    name: str, *, tokens: Number, width: Number, kernels: Kernels, layernorm: bool, bias: bool, input_saved: bool = True
-) -> Operation:
+    name: str, *, tokens: Number, width: Number, kernels: Kernels, layernorm: bool, bias: bool,
+    output_saved: bool = True, modules: tuple[str, ...] = ("layernorm",),
+) -> Operation:  # fmt: skip
     """LayerNorm or RMSNorm: reads x, writes y; backward reads dy and x, writes dx and adds the residual's gradient.
 
-    Saves its input (the residual stream), fp32 statistics (mean and 1/sigma, or 1/rms) and its output (the next
-    linear layer's input). An unfused norm runs about four elementwise passes and keeps the normalised input.
+    Saves its input (the residual stream), fp32 statistics (mean and 1/sigma, or 1/rms) and, where the next layer is
+    linear, its output; unfused an fp32 (centred) copy of its input, 1/sigma and the normalised input. Unfused (an RMS norm written in tensor operations: cast to fp32, square, mean, scale, cast
+    back, weight), forward runs six kernels of 28 B + 4 elements and backward ten of 56 B + 6 elements.
     """
-    size, passes = kernels.element_bytes, 1 if kernels.fused_norm or kernels.compiled else 4
+    size, fused = kernels.element_bytes, kernels.fused_norm or kernels.compiled
+    forward_bytes, backward_bytes = (2 * size, 3 * size) if fused else (28.0 + 4 * size, 56.0 + 6 * size)
     elements = tokens * width
     parameters = width * (2 if layernorm and bias else 1)
-    saves = [
-        Saved(name=f"{name}.statistics", bytes=tokens * (8.0 if layernorm else 4.0), statistic=True),
-        Saved(name=f"{name}.output", bytes=elements * kernels.gemm_input_bytes),
-    ]
-    if input_saved:
-        saves.insert(0, Saved(name=f"{name}.input", bytes=elements * size, boundary=True))
+    saves = [Saved(name=f"{name}.input", bytes=elements * (size if fused else 4.0), boundary=True)]
+    saves += [Saved(name=f"{name}.{part}", bytes=tokens * 4.0, statistic=True)
+              for part in (("mean", "scale") if layernorm and fused else ("scale",))]  # fmt: skip
+    if not fused:
+        saves.append(Saved(name=f"{name}.normalised", bytes=elements * size))
+    if output_saved:
+        saves.append(Saved(name=f"{name}.output", bytes=elements * kernels.gemm_input_bytes))
     return Operation(
         name=name,
-        forward=(Pointwise(bytes=elements * 2 * size * passes, flops=elements * 7, kernels=passes),),
-        input_grad=(Pointwise(bytes=elements * 3 * size * passes, flops=elements * 11, kernels=passes),
+        forward=(Pointwise(bytes=elements * forward_bytes, flops=elements * 7, kernels=1 if fused else 6),),
+        input_grad=(Pointwise(bytes=elements * backward_bytes, flops=elements * 11, kernels=1 if fused else 10),
                     Pointwise(bytes=elements * 3 * size)),
         weight_grad=(Pointwise(bytes=elements * 2 * size),),
         weights=(Weight(name=name, elements=parameters, sequence_replicated=True),),
         saves=tuple(saves),
-        modules=("layernorm",),
+        modules=modules,
     )  # fmt: skip
 
 
@@ -174,7 +178,7 @@ def bias_dropout_add(name: str, *, tokens: Number, width: Number, kernels: Kerne
     """
     size = kernels.element_bytes
     elements = tokens * width
-    parts = 1 + int(kernels.dropout) + int(bias and not kernels.compiled)
+    parts = 1 + int(kernels.dropout) + int(bias)
     fused = kernels.fused_bias_dropout or kernels.compiled
     mask = 1.0 if kernels.dropout else 0.0
     forward = (3 * size + mask) if fused else 3 * size + (parts - 1) * 2 * size + mask

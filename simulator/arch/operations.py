@@ -67,6 +67,7 @@ class AttentionCore:
     causal: bool
     window: int = 0
     backward: bool = False
+    kernel: str = "library"
     dtype: str = "bf16"
 
 

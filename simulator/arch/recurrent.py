@@ -15,7 +15,8 @@ def lstm(spec: LstmSpec, *, width: int, shard: Shard, kernels: Kernels, name: st
     gates, tokens, size = 4 * spec.hidden, shard.tokens, kernels.element_bytes
     inputs = Gemm(m=tokens, n=gates, k=width, dtype=kernels.gemm_dtype)
     step = Gemm(m=shard.micro_batch, n=gates, k=state, repeat=shard.seq_len, dtype=kernels.gemm_dtype)
-    step_back = Gemm(m=shard.micro_batch, n=state, k=gates, repeat=shard.seq_len, dtype=kernels.gemm_dtype)
+    # The state before the first step is a constant (truncated back-propagation), so its gradient is not made.
+    step_back = Gemm(m=shard.micro_batch, n=state, k=gates, repeat=shard.seq_len - 1, dtype=kernels.gemm_dtype)
     cell = Pointwise(bytes=tokens * spec.hidden * 8 * size, flops=tokens * spec.hidden * 20)
     operations = [
         Operation(

@@ -21,6 +21,8 @@ class Kernels:
     """The software's structural choices that decide which kernels run and what they save."""
 
     fused_attention: bool
+    attention_kernel: str
+    """Generation of the fused attention kernel (see Framework)."""
     fused_softmax: bool
     fused_bias_activation: bool
     fused_bias_dropout: bool
@@ -59,6 +61,7 @@ def kernels_for(model: ModelSpec, run: Run, framework: Framework, *, overlap_tp:
     activation = run.precision if run.precision in ("fp32", "tf32", "fp16", "bf16") else "bf16"
     return Kernels(
         fused_attention=(run.attention or framework.attention) == "fused",
+        attention_kernel=framework.attention_kernel,
         fused_softmax=framework.fused_softmax,
         fused_bias_activation=framework.fused_bias_activation,
         fused_bias_dropout=framework.fused_bias_dropout,

@@ -83,3 +83,24 @@ def attention_time_s(
     moved = DTYPE_BYTES[dtype] * b * width * (h * q + kv_h * kv) * (BACKWARD_BYTES if backward else 1.0)
     memory = moved / (device.memory_bandwidth_bytes_per_s * c["memory_efficiency"])
     return c["latency_s"] + throttled_s(even + tail + memory, c)
+
+
+_FLASH1_OVER_FLASH2 = 2.0
+"""FlashAttention-2 "yields around 2x speedup compared to FlashAttention" on A100 (Dao 2023, arXiv 2307.08691, abstract)."""
+_FLASH2_OVER_FLASH3 = 1.75
+"""FlashAttention-3 reaches "speedup ... by 1.5-2.0x" over FlashAttention-2 on H100 (Shah 2024, arXiv 2407.08608,
+abstract): the middle."""
+_NEWER = ("hopper", "blackwell")
+
+
+def kernel_slowdown(generation: str, kernel: str) -> float:
+    """Time of an older fused kernel over that of the measured one: FlashAttention-2 on A100, FlashAttention-3 or
+    TensorRT-LLM's on newer devices.
+
+    >>> kernel_slowdown("ampere", "flash2"), kernel_slowdown("hopper", "flash2"), kernel_slowdown("ampere", "flash1")
+    (1.0, 1.75, 2.0)
+    """
+    if kernel == "library":
+        return 1.0
+    older = _FLASH1_OVER_FLASH2 if kernel == "flash1" else 1.0
+    return older * (_FLASH2_OVER_FLASH3 if generation in _NEWER else 1.0)

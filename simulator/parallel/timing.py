@@ -32,6 +32,7 @@ from simulator.cluster.device import (
     lookup_time_s,
     pointwise_time_s,
 )
+from simulator.cluster.attention import kernel_slowdown
 from simulator.cluster.network import collective_time_s
 from simulator.cluster.peaks import constants_for
 from simulator.cluster.placement import Group
@@ -91,7 +92,7 @@ def _bucket(work: Work) -> tuple[Any, ...]:
         case Gemm() | GroupedGemm():
             return type(work), work.dtype
         case AttentionCore():
-            return AttentionCore, work.dtype, work.causal, work.window, work.backward
+            return AttentionCore, work.dtype, work.causal, work.window, work.backward, work.kernel
         case Pointwise():
             return Pointwise, work.kernels
         case Lookup():
@@ -122,7 +123,8 @@ def _evaluate(key: tuple[Any, ...], works: Sequence[Any], cluster: Cluster, grou
         return grouped_gemm_time_s(device, key[1], **_stack(works, "experts", "tokens", "n", "k", "imbalance"))
     if kind is AttentionCore:
         fields = _stack(works, "batch", "heads", "kv_heads", "q_len", "kv_len", "head_dim", "value_head_dim")
-        return attention_time_s(device, key[1], causal=key[2], window=key[3], backward=key[4], **fields)
+        seconds = attention_time_s(device, key[1], causal=key[2], window=key[3], backward=key[4], **fields)
+        return seconds * kernel_slowdown(device.generation, key[5])
     if kind is Pointwise:
         return pointwise_time_s(device, kernels=key[1], **_stack(works, "bytes", "flops"))
     if kind is Lookup:

@@ -51,6 +51,7 @@ class FrameworkFile(BaseModel):
     name: str
     title: str
     attention: Literal["fused", "unfused"]
+    attention_kernel: Literal["library", "flash2", "flash1"] = "library"
     fused_softmax: bool
     fused_bias_activation: bool
     fused_bias_dropout: bool

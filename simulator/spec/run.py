@@ -18,6 +18,9 @@ class Framework:
     title: str = ""
     attention: str = "fused"
     """Default attention core: fused (flash) or unfused (batched GEMM, softmax, GEMM)."""
+    attention_kernel: str = "library"
+    """Fused attention kernel: "library" (the device's best, which the kernel measurements timed), "flash2" or
+    "flash1" (FlashAttention 2 and 1, slower on newer devices)."""
     fused_softmax: bool = True
     """Unfused attention: scale, mask and softmax in one kernel."""
     fused_bias_activation: bool = True
