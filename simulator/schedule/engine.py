@@ -99,8 +99,9 @@ def simulate(
         duration[graph.task_node] += np.where(graph.second, 0.0, extra_s)
     release = per_stage(release_s, order.stages, "release_s")
     begin = [0.0, *release[order.model_stage].tolist()]
+    launched: list[float] = []
     if costs.host.any():
-        start, end, sent, arrived = _run_with_host(
+        start, end, sent, arrived, launched = _run_with_host(
             order, graph, costs, duration.tolist(), begin, waits=durations.host_waits, blocking=transfers.blocking
         )
         starts = np.array(start)
@@ -112,6 +113,7 @@ def simulate(
         sent = arrived = end
         starts = np.array(end) - duration
     ends = np.array(end)
+    alone = costs.duration[order.table_index]
     return Timeline(
         order=order,
         start_s=_after_previous(order, graph, starts[graph.task_node], ends[graph.task_node]),
@@ -119,19 +121,21 @@ def simulate(
         send_start_s=ends[graph.send_node] if sent is end else np.array(sent)[graph.send_node],
         arrival_s=ends[graph.send_node] if arrived is end else np.array(arrived)[graph.send_node],
         sends=graph.send_index[graph.send_node] > 0,
-        compute_s=_compute_s(order, durations, costs),
+        task_s=alone,
+        compute_s=alone - _communication_s(order, durations),
         second=graph.second,
+        launch_end_s=np.array(launched)[graph.task_node] if launched else np.zeros(0),
+        launch_s=costs.host[graph.duration_index][graph.task_node] if launched else np.zeros(0),
     )
 
 
-def _compute_s(order: Order, durations: Durations, costs: Costs) -> Floats:
-    """Seconds of each task that are not communication."""
+def _communication_s(order: Order, durations: Durations) -> Floats:
+    """Seconds of each task that are communication."""
     stages = order.stages
     out = per_stage(durations.forward_comm_s, stages, "forward_comm_s")
     back = per_stage(durations.backward_comm_s, stages, "backward_comm_s")
-    alone = costs.duration[: 4 * stages] - np.concatenate([out, back, np.zeros(stages), back])
-    compute: Floats = alone[order.kind.astype(np.intp) * stages + order.stage]
-    return compute
+    inside: Floats = np.concatenate([out, back, np.zeros(stages), back])[order.table_index]
+    return inside
 
 
 def _after_previous(order: Order, graph: Program, start: Floats, end: Floats) -> Floats:
@@ -253,21 +257,23 @@ def _run_with_host(
     *,
     waits: bool,
     blocking: bool,
-) -> tuple[list[float], list[float], list[float], list[float]]:
-    free, host = [0.0] * order.pp, [0.0] * order.pp
+) -> tuple[list[float], list[float], list[float], list[float], list[float]]:
+    free, host, done = [0.0] * order.pp, [0.0] * order.pp, [0.0] * order.pp
     port = free if blocking else [0.0] * order.pp
     arrival = begin
     start: list[float] = []
     end: list[float] = []
     sent: list[float] = []
+    launched: list[float] = []
     sends, lates = costs.send[graph.send_index].tolist(), costs.latency[graph.send_index].tolist()
     launches = costs.host[graph.duration_index].tolist()
     rows = zip(graph.rank, graph.after, duration, sends, lates, launches, strict=True)
     for rank, after, seconds, send, late, launch in rows:
-        issued = max(host[rank], free[rank]) if waits else host[rank]
+        issued = max(host[rank], done[rank]) if waits else host[rank]
         time = max(arrival[after], free[rank], issued if seconds or launch else 0.0)
         start.append(time)
         host[rank] = issued + launch
+        launched.append(issued + launch)
         time = max(time + seconds, host[rank]) if launch else time + seconds
         free[rank] = time
         end.append(time)
@@ -276,5 +282,8 @@ def _run_with_host(
         if send or late:
             time += send
             port[rank] = time + late if blocking else time
+        if seconds or launch or send or late:
+            # A node that only waits for an input does not hold the host up.
+            done[rank] = free[rank]
         arrival.append(time + late)
-    return start, end, sent, arrival[1 + order.slots :]
+    return start, end, sent, arrival[1 + order.slots :], launched

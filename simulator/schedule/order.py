@@ -71,6 +71,11 @@ class Order:
         return self.model_stage[self.slot]
 
     @cached_property
+    def table_index(self) -> npt.NDArray[np.intp]:
+        """Place of each task in a table of [F of each stage, B, W, BW]."""
+        return self.kind.astype(np.intp) * self.stages + self.stage
+
+    @cached_property
     def splits_backward(self) -> bool:
         """Whether input and weight gradients are separate tasks anywhere."""
         return bool((self.kind == WEIGHT_GRAD).any())
@@ -83,7 +88,7 @@ class Order:
     def slots(self) -> int:
         return len(self.slot_rank)
 
-    @property
+    @cached_property
     def stages(self) -> int:
         """Stages of the model: pp * vp."""
         return int(self.model_stage.max()) + 1

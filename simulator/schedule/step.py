@@ -15,7 +15,7 @@ import numpy.typing as npt
 from simulator.errors import InputError
 from simulator.schedule.engine import Durations, PerStage, Transfers, per_stage, simulate
 from simulator.schedule.order import BACKWARD, WEIGHT_GRAD, Order
-from simulator.schedule.timeline import Timeline
+from simulator.schedule.timeline import Columns, Timeline
 
 Floats = npt.NDArray[np.float64]
 _ROUNDS = 60
@@ -79,6 +79,33 @@ class Step:
     collective_end_s: Floats
     collective_reduces: npt.NDArray[np.bool_]
     """True for a gradient bucket, False for gathered parameters."""
+
+    def columns(self) -> Columns:
+        """The step as a table: the timeline's columns, the gradient stream and what ends the step.
+
+        Adds stream "gradients" (kinds "reduce" and "gather") and, on "compute", "clip", "optimizer" and "gather";
+        they belong to no stage and no micro-batch (-1).
+        """
+        ranks = np.arange(len(self.busy_s))
+        clip = self.timeline.rank_end_s + self.exposed_reduce_s + self.wait_s
+        update = clip + self.clip_s
+        gather = update + self.optimizer_s
+        stop = gather + self.exposed_gather_s
+        parts = [
+            (self.collective_rank, "gradients", "reduce", self.collective_start_s, self.collective_end_s),
+            (ranks, "compute", "clip", clip, update),
+            (ranks, "compute", "optimizer", update, gather),
+            (ranks, "compute", "gather", gather, stop),
+        ]
+        table = self.timeline.columns()
+        kinds = [np.full(len(part[0]), part[2]) for part in parts]
+        kinds[0] = np.where(self.collective_reduces, "reduce", "gather")
+        rank, start, end = (np.concatenate([part[index] for part in parts]) for index in (0, 3, 4))
+        some = end > start
+        nowhere = np.full(int(some.sum()), -1)
+        stream = np.concatenate([np.full(len(part[0]), part[1]) for part in parts])
+        added = [rank[some], stream[some], nowhere, nowhere, np.concatenate(kinds)[some], start[some], end[some]]
+        return {name: np.concatenate([table[name], new]) for name, new in zip(table, added, strict=True)}
 
     @property
     def hidden_reduce_s(self) -> Floats:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from simulator.schedule.order import KINDS, Order
+from simulator.schedule.order import FORWARD, KINDS, Order
 
 Floats = npt.NDArray[np.float64]
 
@@ -30,10 +30,16 @@ class Timeline:
     """When a task's output was where it is read."""
     sends: npt.NDArray[np.bool_]
     """Whether a task's output leaves its rank."""
+    task_s: Floats
+    """Seconds each task takes by itself."""
     compute_s: Floats
-    """Seconds of each task that are not communication."""
+    """The part of `task_s` that is not communication."""
     second: npt.NDArray[np.bool_]
     """True for the second task of a pair."""
+    launch_end_s: Floats
+    """When the host had issued each task; empty where the host costs nothing."""
+    launch_s: Floats
+    """Seconds the host spent on issuing each task."""
 
     @cached_property
     def makespan_s(self) -> float:
@@ -92,33 +98,79 @@ class Timeline:
         held: npt.NDArray[np.int64] = np.maximum.reduceat(count, begin) - np.concatenate([[0], count])[begin]
         return held
 
-    def columns(self) -> dict[str, npt.NDArray[Any]]:
+    def columns(self) -> Columns:
         """The timeline as a table by columns: rank, stream, stage, micro_batch, kind, start_s, end_s.
 
-        Rows of stream "compute" are tasks; "send" and "receive" are transfers, seen from either end.
+        Streams: "compute" (every task), "communication" (tensor, context and expert communication inside tasks; where
+        in a task it falls is not modelled, it is put at the end of it, or over all of a pair), "send" and "receive"
+        (transfers seen from either end) and "host" (launching).
         """
         order = self.order
-        kind = np.array(KINDS)[order.kind]
-        goal = np.where(order.kind == 0, order.following[order.slot], order.previous[order.slot])
+        everything = np.arange(order.tasks)
         moves = np.flatnonzero(self.sends)
+        talks = np.flatnonzero(self.communication_s > 0)
+        begin = np.where(self.paired, self.start_s, self.end_s - self.communication_s)
+        finish = np.where(self.paired, self.start_s + self.communication_s, self.end_s)
         parts = [
-            (order.rank, np.full(order.tasks, "compute"), np.arange(order.tasks), self.start_s, self.end_s),
-            (order.rank[moves], np.full(len(moves), "send"), moves, self.send_start_s[moves], self.arrival_s[moves]),
-            (
-                order.slot_rank[goal[moves]],
-                np.full(len(moves), "receive"),
-                moves,
-                self.send_start_s[moves],
-                self.arrival_s[moves],
-            ),
+            ("compute", order.rank, everything, self.start_s, self.end_s),
+            ("communication", order.rank[talks], talks, begin[talks], finish[talks]),
+            ("send", order.rank[moves], moves, self.send_start_s[moves], self.arrival_s[moves]),
+            ("receive", self.receiver[moves], moves, self.send_start_s[moves], self.arrival_s[moves]),
         ]
-        rank, stream, task, start, end = (np.concatenate(column) for column in zip(*parts, strict=True))
+        if len(self.launch_s):
+            parts.append(("host", order.rank, everything, self.launch_end_s - self.launch_s, self.launch_end_s))
+        rank, task, start, end = (np.concatenate([part[index] for part in parts]) for index in (1, 2, 3, 4))
         return {
             "rank": rank,
-            "stream": stream,
+            "stream": np.concatenate([np.full(len(part[1]), part[0]) for part in parts]),
             "stage": order.stage[task],
             "micro_batch": order.micro_batch[task],
-            "kind": kind[task],
+            "kind": np.array(KINDS)[order.kind[task]],
             "start_s": start,
             "end_s": end,
         }
+
+    @cached_property
+    def paired(self) -> npt.NDArray[np.bool_]:
+        """True for both tasks of a pair."""
+        return self.second | self.order.paired
+
+    @cached_property
+    def communication_s(self) -> Floats:
+        """Seconds of tensor, context and expert communication inside each task."""
+        inside: Floats = np.maximum(self.task_s - self.compute_s, 0.0)
+        return inside
+
+    @cached_property
+    def receiver(self) -> npt.NDArray[np.int32]:
+        """Rank that reads each task's output (meaningful where `sends`)."""
+        order = self.order
+        goal = np.where(order.kind == FORWARD, order.following[order.slot], order.previous[order.slot])
+        return order.slot_rank[goal]
+
+    def stream_busy_s(self) -> dict[str, Floats]:
+        """Seconds each rank's streams are occupied, by stream; the rest of the makespan they are idle.
+
+        Transfers that arrive together count once.
+        """
+        table = self.columns()
+        return {
+            stream: covered_s(table["rank"][mine], table["start_s"][mine], table["end_s"][mine], ranks=self.order.pp)
+            for stream in dict.fromkeys(table["stream"].tolist())
+            for mine in [table["stream"] == stream]
+        }
+
+
+Columns = dict[str, npt.NDArray[Any]]
+
+
+def covered_s(rank: npt.NDArray[np.integer], start_s: Floats, end_s: Floats, *, ranks: int) -> Floats:
+    """Seconds of each rank that lie in at least one of its intervals."""
+    covered = np.zeros(ranks)
+    for one in range(ranks):
+        mine = rank == one
+        sequence = np.argsort(start_s[mine], kind="stable")
+        start, end = start_s[mine][sequence], end_s[mine][sequence]
+        before = np.concatenate([[-np.inf], np.maximum.accumulate(end)[:-1]]) if len(end) else end
+        covered[one] = np.maximum(end - np.maximum(start, before), 0.0).sum()
+    return covered

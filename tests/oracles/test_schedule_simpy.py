@@ -34,8 +34,9 @@ CASES = [
 class Model:
     """One process per rank that runs its list; one port per rank that its sends queue for."""
 
-    def __init__(self, order, table, sends, *, latency, blocking):
+    def __init__(self, order, table, sends, *, latency, blocking, launches=None, waits=False):
         self.environment = simpy.Environment()
+        self.launches, self.waits = launches, waits
         self.order, self.table, self.sends = order, table, sends
         self.latency, self.blocking = latency, blocking
         self.ports = [simpy.Resource(self.environment) for _ in range(order.pp)]
@@ -87,15 +88,22 @@ class Model:
     def rank(self, rank):
         tasks = self.order.of_rank(rank)
         paired = self.order.paired[self.order.rank_start[rank] : self.order.rank_start[rank + 1]]
-        index = 0
+        index, host = 0, 0.0
         while index < len(tasks):
+            issued = max(host, self.environment.now) if self.waits else host
             together = tasks[index : index + 2] if paired[index] else tasks[index : index + 1]
             for slot, number, kind in together:
                 yield from self.inputs(slot, number, kind)
+            if self.launches and issued > self.environment.now:
+                yield self.environment.timeout(issued - self.environment.now)
             begin = self.environment.now
             stages = [self.order.model_stage[slot] for slot, _, _ in together]
             seconds = [self.table[kind][stage] for (_, _, kind), stage in zip(together, stages, strict=True)]
             yield self.environment.timeout(sum(seconds))
+            if self.launches:
+                pairs = zip(together, stages, strict=True)
+                host = issued + sum(self.launches[kind][stage] for (_, _, kind), stage in pairs)
+                yield self.environment.timeout(max(host - self.environment.now, 0))
             for task in together:
                 self.spans[task] = (begin, self.environment.now)
             for task in together:
@@ -123,3 +131,38 @@ def test_engine_equals_simpy_with_unequal_stages_and_transfers(schedule, pp, mic
         keys = [action for rank in range(pp) for action in order.of_rank(rank)]
         assert line.start_s.tolist() == [model.spans[key][0] for key in keys]
         assert line.end_s.tolist() == [model.spans[key][1] for key in keys]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("blocking", [False, True])
+@pytest.mark.parametrize(("schedule", "pp", "micro_batches", "vp"), CASES)
+def test_engine_equals_simpy_where_launches_bind(schedule, pp, micro_batches, vp, blocking, waits):
+    order = make_order(schedule, pp=pp, micro_batches=micro_batches, vp=vp)
+    generator = np.random.default_rng(pp + micro_batches)
+    forward, grad, weight, launch_f, launch_b, launch_w = generator.integers(1, 48, (6, order.stages)) / 16
+    sends = generator.integers(0, 8, (2, max(order.stages - 1, 0))) / 16
+    line = simulate(
+        order,
+        Durations(
+            forward_s=forward,
+            input_grad_s=grad,
+            weight_grad_s=weight,
+            forward_host_s=launch_f,
+            input_grad_host_s=launch_b,
+            weight_grad_host_s=launch_w,
+            host_waits=waits,
+        ),
+        Transfers(forward_s=sends[0], backward_s=sends[1], blocking=blocking),
+    )
+    model = Model(
+        order,
+        [forward, grad, weight, grad + weight],
+        sends,
+        latency=0.0,
+        blocking=blocking,
+        launches=[launch_f, launch_b, launch_w, launch_b + launch_w],
+        waits=waits,
+    )
+    keys = [action for rank in range(pp) for action in order.of_rank(rank)]
+    assert line.start_s.tolist() == [model.spans[key][0] for key in keys]
+    assert line.end_s.tolist() == [model.spans[key][1] for key in keys]

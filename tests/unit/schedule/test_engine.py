@@ -8,6 +8,7 @@ from simulator.schedule.engine import Durations, Transfers, simulate
 from simulator.schedule.make import make_order
 from simulator.schedule.order import build_order, loop_placement
 from simulator.schedule.program import Deadlock
+from simulator.schedule.timeline import covered_s
 
 
 def test_two_ranks_two_micro_batches_by_hand():
@@ -137,3 +138,29 @@ def test_columns_hold_tasks_and_both_ends_of_every_transfer():
     assert streams.count("send") == streams.count("receive") == 2 * 2 * 2
     rows = zip(table["rank"].tolist(), table["stage"].tolist(), streams, strict=True)
     assert {(rank, stage) for rank, stage, stream in rows if stream == "receive"} == {(1, 0), (2, 1), (1, 2), (0, 1)}
+
+
+def test_every_stream_is_busy_for_what_it_was_given():
+    order = make_order("1f1b", pp=2, micro_batches=4)
+    durations = Durations(
+        forward_s=1.0,
+        input_grad_s=2.0,
+        forward_comm_s=0.25,
+        backward_comm_s=0.5,
+        forward_host_s=0.5,
+        input_grad_host_s=1.0,
+    )
+    busy = simulate(order, durations, Transfers(forward_s=0.25, backward_s=0.5, latency_s=0.125)).stream_busy_s()
+    assert {stream: spent.tolist() for stream, spent in busy.items()} == {
+        "compute": [12.0, 12.0],
+        "communication": [3.0, 3.0],
+        "send": [4 * 0.375, 4 * 0.625],
+        "receive": [4 * 0.625, 4 * 0.375],
+        "host": [6.0, 6.0],
+    }
+
+
+def test_intervals_that_overlap_are_covered_once():
+    rank = np.array([0, 0, 0, 1])
+    start, end = np.array([0.0, 1.0, 5.0, 2.0]), np.array([3.0, 2.0, 6.0, 4.0])
+    assert covered_s(rank, start, end, ranks=3).tolist() == [4.0, 2.0, 0.0]

@@ -117,3 +117,25 @@ def test_the_parts_of_every_rank_sum_to_the_step(schedule):
 def test_a_slowdown_below_one_is_refused():
     with pytest.raises(InputError, match=r"slowdown\(0.5\)"):
         step(slowdown=0.5)
+
+
+def test_columns_hold_the_gradient_stream_and_the_end_of_the_step():
+    found = step(reduce_s=1.0, reduce_buckets=2, clip_s=0.5, optimizer_s=0.25, gather_s=2.0)
+    table = found.columns()
+    rows = [
+        (rank, stream, kind, end - start)
+        for rank, stream, kind, start, end in zip(
+            *(table[name].tolist() for name in ("rank", "stream", "kind", "start_s", "end_s")), strict=True
+        )
+        if kind not in {"F", "BW"}
+    ]
+    assert rows == [
+        *[(rank, "gradients", "reduce", 0.5) for rank in (0, 0, 1, 1)],
+        *[
+            (rank, "compute", kind, spent)
+            for kind, spent in (("clip", 0.5), ("optimizer", 0.25), ("gather", 2.0))
+            for rank in (0, 1)
+        ],
+    ]
+    assert table["end_s"].max() == found.step_time_s
+    assert len({len(column) for column in table.values()}) == 1
