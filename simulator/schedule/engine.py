@@ -37,7 +37,7 @@ class Durations:
     """Backward to the weights; added to `input_grad_s` where the order does not split the backward."""
     forward_comm_s: PerStage = 0.0
     backward_comm_s: PerStage = 0.0
-    beside_slowdown: float = 1.0
+    beside_slowdown_factor: float = 1.0
     """How many times longer a pair's compute takes while the other one's communication runs beside it."""
     forward_host_s: PerStage = 0.0
     """Seconds the host needs to launch the kernels of a stage's forward."""
@@ -168,7 +168,7 @@ def lay_out(order: Order, durations: Durations, transfers: Transfers) -> Costs:
     pairs = program(order).pairs
     if len(pairs):
         talk = np.stack([column("forward_comm_s"), column("backward_comm_s")])
-        tables.append(_paired_s(pairs, np.stack(tables[:4]), talk, durations.beside_slowdown))
+        tables.append(_paired_s(pairs, np.stack(tables[:4]), talk, durations.beside_slowdown_factor))
     boundaries = max(stages - 1, 0)
     out = per_stage(transfers.forward_s, boundaries, "transfers.forward_s")
     back = per_stage(transfers.backward_s, boundaries, "transfers.backward_s")

@@ -95,7 +95,7 @@ def test_exposed_is_what_is_occupied_and_not_compute():
     # Per pair 0.75 s of communication hide; the rest of the 16 + 16 tasks of a rank shows all of it.
     pairs = [paired.paired[: paired.rank_start[1]].sum(), paired.paired[paired.rank_start[1] :].sum()]
     assert hidden.exposed_s.tolist() == pytest.approx([(16 - count) * 0.75 for count in pairs])
-    slowed = simulate(paired, Durations(**durations, beside_slowdown=1.25))
+    slowed = simulate(paired, Durations(**durations, beside_slowdown_factor=1.25))
     assert slowed.exposed_s.tolist() == pytest.approx([(16 - count) * 0.75 + count * 0.75 * 0.2 for count in pairs])
 
 
