@@ -97,12 +97,12 @@ def document(generation: str, value: dict[str, float]) -> dict[str, object]:
         "protocols": {
             "ll": regime("base_ll", "hop_ll", 0.5 * link, "rate_ll"),
             "ll128": regime("base_128", "hop_128", 0.92 * link, "rate_128"),
-            "part": regime("base_part", "hop_part", link, "rate_part"),
+            "part": regime("base_part", "hop_part", 0.8 * link, "rate_part"),
             "simple": regime("base_simple", "hop_simple", link),
         },
         "all_to_all": {
             "ll": regime("a2a_base_ll", "a2a_hop_ll", 0.5 * value["a2a_link"], "a2a_rate_ll"),
-            "part": regime("a2a_base_part", "a2a_hop_part", value["a2a_link"], "a2a_rate_part"),
+            "part": regime("a2a_base_part", "a2a_hop_part", 0.8 * value["a2a_link"], "a2a_rate_part"),
             "simple": regime("a2a_base", "a2a_hop", value["a2a_link"]),
         },
         "send": {

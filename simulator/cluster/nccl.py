@@ -22,7 +22,7 @@ import numpy as np
 from simulator.cluster.constants import NetworkConstants, Protocol
 from simulator.cluster.elementwise import log2, maximum, minimum, plain, where
 from simulator.cluster.placement import Number
-from simulator.cluster.spans import NET_KINDS, Spans, efficiency
+from simulator.cluster.spans import NET_KINDS, Spans
 from simulator.spec.hardware import Cluster, Tier
 
 PROTOCOLS = ("ll", "ll128", "part", "simple")
@@ -31,9 +31,10 @@ fill them all (lower start, lower rate)."""
 NET_RING_LATENCY_S = {"ll": 2.7e-6, "ll128": 4.0e-6, "part": 14.0e-6, "simple": 14.0e-6}
 NET_SEND_LATENCY_S = dict(NET_RING_LATENCY_S)
 NET_TREE_LATENCY_S = {"ll": 5.0e-6, "ll128": 8.5e-6, "part": 14.0e-6, "simple": 14.0e-6}
-EFA_CROSSING_S = 75.0e-6
-"""What a collective's step over AWS EFA costs more than over InfiniBand: the five published sizes of an all-reduce
-on 4 x 8 B200 over EFA v4 (stas00/ml-engineering network/README.md) all come out within 15 % with it."""
+EFA_CROSSING_S = 65.0e-6
+"""Beyond the 10 us of the wire, what a collective's step over AWS EFA costs more than over InfiniBand: the five
+published sizes of an all-reduce on 4 x 8 B200 over EFA v4 (stas00/ml-engineering network/README.md) all come out
+within 15 % with it."""
 PCI_LATENCY_S = {"ll": 1.0e-6, "ll128": 2.5e-6, "part": 5.7e-6, "simple": 5.7e-6}
 NVLS_NET_LATENCY_S = 18.0e-6
 NVLS_TREE_NET_LATENCY_S = 20.9e-6
@@ -223,7 +224,6 @@ def all_to_all(setting: Setting) -> Iterator[Candidate]:
     (NVLink and NICs work at once). A remote peer costs one network operation on the host.
     """
     n, constants = setting.spans.size, setting.constants
-    outer = _outer_seconds_per_byte(setting)
     overhead = NET_OVERHEAD_S.get(setting.cluster.host, 1.0e-6)
     remote = maximum(n - setting.spans.per_node, 0)
     for name, protocol in constants.all_to_all.items():
@@ -232,35 +232,22 @@ def all_to_all(setting: Setting) -> Iterator[Candidate]:
             latency = latency + where(joined > 0, hop_s, 0.0)
         inside = (setting.spans.per_node - 1) / n / setting.inner_rate(protocol)
         copied = 0.0 if name == "ll" else 1.0 / (n * constants.copy_bytes_per_s["all_to_all"])
-        yield Candidate("pairwise", name, latency, maximum(inside, outer / PROTOCOL_SHARE[name]) + copied)
-
-
-def _outer_seconds_per_byte(setting: Setting) -> Number:
-    """Seconds per byte of a rank's all-to-all buffer at the slowest tier that it crosses."""
-    worst: Number = 0.0
-    for inner, tier in enumerate(setting.cluster.tiers[1:]):
-        leaving = (setting.spans.size - setting.spans.members[inner]) / setting.spans.size
-        rate = tier.bandwidth_bytes_per_s * efficiency(tier) / tier.oversubscription / setting.concurrent
-        worst = maximum(worst, where(setting.spans.units[inner] > 1, leaving / rate, 0.0))
-    return worst
+        yield Candidate(
+            "pairwise",
+            name,
+            latency,
+            maximum(inside, setting.spans.exchange_s_per_byte / PROTOCOL_SHARE[name]) + copied,
+        )
 
 
 def send(setting: Setting) -> Iterator[Candidate]:
-    """One message to the next rank of the group, every rank sending at once; the slowest hop of the group.
-
-    A hop uses one device's link into the tier; where m ranks share a unit only one of them sends out of it.
-    """
+    """One message to the next rank of the group, every rank sending at once; the slowest hop of the group."""
     spans = setting.spans
-    wire: Number = np.inf
-    for inner, tier in enumerate(setting.cluster.tiers[1:]):
-        own = tier.bandwidth_bytes_per_s * efficiency(tier) / setting.concurrent
-        shared = own * minimum(1.0, spans.members[inner] / tier.oversubscription)
-        wire = minimum(wire, where(spans.units[inner] > 1, shared, math.inf))
     for name, protocol in setting.constants.send.items():
         latency: Number = protocol.base_s
         for joined, hop_s in setting.crossings(name, NET_SEND_LATENCY_S):
             latency = latency + where(joined > 0, hop_s, 0.0)
         link = protocol.link_fraction * setting.link_bytes_per_s(2)
         rate = minimum(protocol.rate_bytes_per_s / setting.concurrent, link)
-        rate = minimum(rate, wire * PROTOCOL_SHARE[name])
+        rate = minimum(rate, spans.hop_bytes_per_s * PROTOCOL_SHARE[name])
         yield Candidate("send", name, latency, 1.0 / rate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -11,8 +12,11 @@ import numpy as np
 
 from simulator.cluster import nccl, torus
 from simulator.cluster.constants import NetworkConstants, network_constants
+from simulator.cluster.contention import graph_spans
+from simulator.cluster.graph import explicit_time_s
+from simulator.cluster.members import uniform
 from simulator.cluster.placement import Group, Number
-from simulator.cluster.spans import spans
+from simulator.cluster.spans import Spans, spans
 from simulator.errors import InputError, Problem, did_you_mean
 from simulator.spec.hardware import Cluster
 
@@ -83,17 +87,23 @@ def collective_curve(
     algorithm: str | None = None,
     concurrent: Number = 1,
     constants: NetworkConstants | None = None,
+    over: Spans | None = None,
 ) -> Curve:
-    """Every way to run the collective on this group, for evaluation at many sizes."""
+    """Every way to run the collective on this group, for evaluation at many sizes.
+
+    `constants` replaces the generation's, `over` the closed form of how the group lies over the tiers (with
+    `contention.graph_spans`, which solves it on the links).
+    """
     _check_kind(kind)
+    cluster = uniform(cluster)
     setting = nccl.Setting(
         cluster,
         constants or network_constants(cluster.device.generation),
-        spans(cluster, group, concurrent),
+        over or spans(cluster, group, concurrent),
         concurrent,
     )
     found = _candidates(setting, kind, algorithm)
-    if any(isinstance(part, np.ndarray) for c in found for part in (c.latency_s, c.s_per_byte)):
+    if any(isinstance(part, np.ndarray) for c in found for part in (c.latency_s, c.s_per_byte, group.size)):
         return Curve(found, np.asarray(group.size) <= 1)
     plain = tuple(
         nccl.Candidate(c.algorithm, c.protocol, float(c.latency_s), float(c.s_per_byte), c.corrected)
@@ -150,6 +160,8 @@ def collective_time_s(
 
     Raises InputError for an unknown kind, or an algorithm that cannot run it.
     """
+    if cluster.links:
+        return _explicit_time_s(cluster, kind, size_bytes, group, algorithm)
     if torus.is_torus(cluster):
         return _torus_time_s(cluster, kind, size_bytes, group, algorithm, concurrent)
     try:
@@ -163,6 +175,35 @@ def collective_time_s(
             _curves.clear()
         _curves[key] = found = (cluster, curve)
     return found[1].time_s(size_bytes)
+
+
+def collective_time_on_graph_s(
+    cluster: Cluster, kind: str, size_bytes: Number, groups: Group | Sequence[Sequence[int]]
+) -> Number:
+    """As `collective_time_s`, with sharing solved on the links: for explicit lists of devices (a rank file), unequal
+    nodes and groups that no closed form describes.
+
+    A group's links are those of its slowest member.
+    """
+    if isinstance(groups, Group):
+        size, ranks = int(groups.size), None
+    else:
+        size, ranks = len(groups[0]), [rank for group in groups for rank in group]
+    slow = uniform(cluster, ranks)
+    return collective_curve(slow, kind, Group(size), over=graph_spans(slow, groups)).time_s(size_bytes)
+
+
+def _explicit_time_s(cluster: Cluster, kind: str, size_bytes: Number, group: Group, algorithm: str | None) -> Number:
+    """Group by group on the listed graph (arrays one element at a time)."""
+    _check_kind(kind)
+    if algorithm not in (None, "ring", "pairwise"):
+        raise InputError([f"{algorithm} is not run on a listed graph; {cluster.name} uses ring and pairwise."])
+    fields = np.broadcast_arrays(size_bytes, group.size, group.stride, group.blocks, group.block_stride)
+    times = [
+        explicit_time_s(cluster, kind, float(size), Group(int(n), int(stride), int(blocks), int(apart)))
+        for size, n, stride, blocks, apart in zip(*(field.ravel() for field in fields), strict=True)
+    ]
+    return times[0] if fields[0].ndim == 0 else np.array(times).reshape(fields[0].shape)
 
 
 def _torus_time_s(

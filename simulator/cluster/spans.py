@@ -35,13 +35,19 @@ class Spans:
     """One group (or an array of them) over the tiers.
 
     `units[t]` is how many units of tier t the group touches (the worst of its shifts); `members[t]` its ranks
-    in each. `up_bytes_per_s` is the group's rate out of its innermost unit, limited by every tier it crosses.
+    in each.
     """
 
     size: Number
     units: tuple[Number, ...]
     members: tuple[Number, ...]
     up_bytes_per_s: Number
+    """Rate of the whole group out of its innermost unit, limited by every tier it crosses (rings and trees)."""
+    exchange_s_per_byte: Number
+    """Seconds per byte of a rank's all-to-all buffer at the slowest tier: S (n - m) / n leave a unit of m members."""
+    hop_bytes_per_s: Number
+    """Rate of a message from each rank to the next, where that crosses a tier: one device's own link, and of m
+    ranks in a unit only one sends out of it."""
 
     @property
     def nodes(self) -> Number:
@@ -85,7 +91,13 @@ def spans(cluster: Cluster, group: Group, concurrent: Number = 1) -> Spans:
     units = tuple(units_spanned(group, tier.size, cluster.devices) for tier in cluster.tiers)
     members = tuple(size / unit for unit in units)
     rate: Number = math.inf
+    exchange: Number = 0.0
+    hop: Number = math.inf
     for inner, tier in enumerate(cluster.tiers[1:]):
-        share = members[inner] * (tier.bandwidth_bytes_per_s * efficiency(tier) / tier.oversubscription) / concurrent
-        rate = minimum(rate, where(units[inner] > 1, share, math.inf))
-    return Spans(size, units, members, rate)
+        own = tier.bandwidth_bytes_per_s * efficiency(tier) / concurrent
+        crossed = units[inner] > 1
+        rate = minimum(rate, where(crossed, members[inner] * own / tier.oversubscription, math.inf))
+        leaving = (size - members[inner]) / size * tier.oversubscription / own
+        exchange = maximum(exchange, where(crossed, leaving, 0.0))
+        hop = minimum(hop, where(crossed, own * minimum(1.0, members[inner] / tier.oversubscription), math.inf))
+    return Spans(size, units, members, rate, exchange, hop)

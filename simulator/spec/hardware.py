@@ -64,8 +64,22 @@ class Tier:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """One cable of an explicit graph, full duplex. A vertex that is a number is that device; any other a switch."""
+
+    one: str
+    other: str
+    bandwidth_bytes_per_s: float
+    """One direction."""
+    latency_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """Equal nodes of equal devices joined by nested tiers (heterogeneous clusters list `node_devices`)."""
+    """Equal nodes of equal devices joined by nested tiers.
+
+    Heterogeneous clusters list `node_devices` and `node_tiers`; a fabric of no regular kind lists its `links`.
+    """
 
     name: str
     title: str
@@ -77,6 +91,10 @@ class Cluster:
     price_usd_per_device_hour: float = 0.0
     node_devices: tuple[Device, ...] = ()
     """Heterogeneous: the device of each node; empty when all equal `device`."""
+    node_tiers: tuple[Tier, ...] = ()
+    """Heterogeneous: the innermost tier of each node; empty when all equal `tiers[0]`."""
+    links: tuple[Link, ...] = ()
+    """An explicit graph; empty when the tiers describe the fabric."""
     sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
