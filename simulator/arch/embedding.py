@@ -47,9 +47,14 @@ def embedding(model: ModelSpec, *, shard: Shard, kernels: Kernels) -> list[Opera
     ]
     if spec.width != width:
         operations.append(linear("embedding.project", tokens=shard.tokens, inputs=spec.width, outputs=width,
-                                 kernels=kernels))  # fmt: skip
+                                 kernels=kernels, saves=_narrow("embedding", shard.tokens, spec.width, kernels)))  # fmt: skip
+    after = not model.stacks[0].final_norm
     if spec.norm:
-        operations.append(_norm("embedding.norm", model, shard.split_tokens, width, kernels))
+        operations.append(_norm("embedding.norm", model, shard.split_tokens, width, kernels, output_saved=after))
+    elif after and any(layer.norms for layer, _ in model.stacks[0].runs):
+        # Norms follow their block: the first layer reads this tensor, and counts the outputs of its own norms.
+        kept = Saved(name="embedding.output", bytes=shard.split_tokens * width * size)
+        operations.append(Operation(name="embedding.output", saves=(kept,)))
     if kernels.dropout:
         mask = (Saved(name="embedding.dropout_mask", bytes=shard.split_tokens * width * 1.0),)
         operations.append(pointwise("embedding.dropout", elements=shard.split_tokens * width, forward=2 * size + 1,
@@ -57,9 +62,17 @@ def embedding(model: ModelSpec, *, shard: Shard, kernels: Kernels) -> list[Opera
     return operations
 
 
-def _norm(name: str, model: ModelSpec, tokens: Number, width: Number, kernels: Kernels) -> Operation:
+def _norm(
+    name: str, model: ModelSpec, tokens: Number, width: Number, kernels: Kernels, *, output_saved: bool = True
+) -> Operation:  # fmt: skip
+    """A norm outside the layers, which no recompute option names."""
     return norm(name, tokens=tokens, width=width, kernels=kernels, layernorm=model.norm == "layernorm",
-                bias=model.norm_bias)  # fmt: skip
+                bias=model.norm_bias, output_saved=output_saved, modules=())  # fmt: skip
+
+
+def _narrow(name: str, tokens: Number, width: int, kernels: Kernels) -> tuple[Saved, ...]:
+    """The narrow side of a token table with a projection (OPT-350M)."""
+    return (Saved(name=f"{name}.narrow", bytes=tokens * width * kernels.element_bytes),)
 
 
 def _embedding_border(full_bytes: Number, shard: Shard) -> tuple[Work, ...]:
@@ -109,6 +122,7 @@ def head(model: ModelSpec, *, shard: Shard, kernels: Kernels) -> list[Operation]
             input_grad=(Gemm(m=tokens, n=inner, k=vocab, dtype=dtype),),
             weight_grad=(Gemm(m=vocab, n=inner, k=tokens, dtype=dtype),),
             weights=weights,
+            saves=_narrow("head", tokens, inner, kernels) if inner != width else (),
         )
     )
     return [*operations, cross_entropy(tokens * vocab, tokens, shard, kernels), *_pooler(model, shard, kernels)]
@@ -132,7 +146,8 @@ def cross_entropy(logits: Number, tokens: Number, shard: Shard, kernels: Kernels
         name="loss",
         forward=(Pointwise(bytes=logits * forward, flops=logits * 5, kernels=2 if fused else 8), *row),
         input_grad=(Pointwise(bytes=logits * backward, kernels=1 if fused else 3),),
-        saves=(Saved(name="loss.softmax", bytes=logits * wide),),
+        saves=(Saved(name="loss.softmax", bytes=logits * wide),
+               Saved(name="loss.targets", bytes=tokens * 8.0, statistic=True)),
     )
 
 
@@ -167,7 +182,8 @@ def _pooler(model: ModelSpec, shard: Shard, kernels: Kernels) -> list[Operation]
     if not model.head.pooler:
         return []
     rows, width = shard.micro_batch, model.hidden
-    pool = linear("head.pooler", tokens=rows, inputs=width, outputs=width, kernels=kernels, bias_elements=width)
+    pool = linear("head.pooler", tokens=rows, inputs=width, outputs=width, kernels=kernels, bias_elements=width,
+                  saves=(Saved(name="head.pooler.output", bytes=rows * width * kernels.element_bytes),))
     classes = model.head.pooler_classes
     if not classes:
         return [pool]

@@ -6,7 +6,7 @@ factor pads every expert's buffer (Switch eq. 3): rows and bytes then scale with
 
 from __future__ import annotations
 
-from simulator.arch.feed_forward import activation, feed_forward
+from simulator.arch.feed_forward import activation, activation_input, feed_forward
 from simulator.arch.linear import linear, pointwise
 from simulator.arch.operations import Collective, GroupedGemm, Number, Operation, Pointwise, Saved, Weight
 from simulator.arch.shard import Kernels, Shard, is_split
@@ -28,29 +28,40 @@ def experts(spec: ExpertsSpec, *, width: int, shard: Shard, kernels: Kernels, na
     gathered = rows * shard.etp if shard.sequence_parallel else rows
     operations = [
         _router(spec, width=width, shard=shard, kernels=kernels, name=name),
-        _permute(f"{name}.permute", rows=rows, width=width, kernels=kernels, saved=True),
+        _permute(f"{name}.permute", rows=rows, width=width, kernels=kernels, saves=_dispatch_saves(name, rows, spec)),
         _exchange(f"{name}.dispatch", rows=rows, width=width, shard=shard, kernels=kernels),
         *_expert_tensor_border(f"{name}.expert_gather", "enter", gathered, width, shard, kernels),
         *_grouped_feed_forward(spec, rows=gathered, width=width, shard=shard, kernels=kernels, name=name),
         *_expert_tensor_border(f"{name}.expert_scatter", "leave", gathered, width, shard, kernels),
         _exchange(f"{name}.combine", rows=rows, width=width, shard=shard, kernels=kernels),
-        _permute(f"{name}.unpermute", rows=rows, width=width, kernels=kernels, saved=False),
+        _permute(f"{name}.unpermute", rows=rows, width=width, kernels=kernels,
+                 saves=_combine_saves(name, rows, width, kernels)),
     ]
     if spec.shared_hidden:
-        shared = FeedForwardSpec(hidden=spec.shared_hidden, gated=spec.gated, bias=spec.bias)
+        shared = FeedForwardSpec(
+            hidden=spec.shared_hidden, gated=spec.gated, bias=spec.bias, activation=spec.activation
+        )
         operations += feed_forward(
-            shared, width=width, shard=shard, kernels=kernels, name=f"{name}.shared", module="shared_experts"
+            shared, width=width, shard=shard, kernels=kernels, name=f"{name}.shared",
+            modules=("shared_experts", "moe"),
         )
         if spec.shared_gate:
-            operations.append(
-                linear(f"{name}.shared_gate", tokens=shard.split_tokens, inputs=width, outputs=1, kernels=kernels,
-                       sequence_replicated=True)
-            )  # fmt: skip
+            operations.append(_shared_gate(f"{name}.shared_gate", shard.split_tokens, width, kernels))
     if spec.extra_feed_forward is not None:
         operations += feed_forward(
-            spec.extra_feed_forward, width=width, shard=shard, kernels=kernels, name=f"{name}.extra"
+            spec.extra_feed_forward, width=width, shard=shard, kernels=kernels, name=f"{name}.extra", modules=("moe",)
         )
     return operations
+
+
+def _shared_gate(name: str, tokens: Number, width: int, kernels: Kernels) -> Operation:
+    """A sigmoid of one column that scales the shared expert's output: both are kept."""
+    size = kernels.element_bytes
+    return linear(
+        name, tokens=tokens, inputs=width, outputs=1, kernels=kernels, sequence_replicated=True, modules=("moe",),
+        saves=(Saved(name=f"{name}.output", bytes=tokens * size, statistic=True),
+               Saved(name=f"{name}.scaled", bytes=tokens * width * size)),
+    )  # fmt: skip
 
 
 def _router(spec: ExpertsSpec, *, width: int, shard: Shard, kernels: Kernels, name: str) -> Operation:
@@ -77,13 +88,52 @@ def _router(spec: ExpertsSpec, *, width: int, shard: Shard, kernels: Kernels, na
             *((Weight(name=f"{name}.router.bias", elements=spec.count, sequence_replicated=True),)
               if spec.router_bias else ()),
         ),
-        saves=(Saved(name=f"{name}.router.probabilities", bytes=tokens * columns * 4.0),
-               Saved(name=f"{name}.router.top_k", bytes=tokens * spec.visited * (size + 8.0), statistic=True)),
+        saves=_router_saves(f"{name}.router", spec, tokens, width, size),
         modules=("moe",),
     )  # fmt: skip
 
 
-def _permute(name: str, *, rows: Number, width: int, kernels: Kernels, saved: bool) -> Operation:
+def _router_saves(name: str, spec: ExpertsSpec, tokens: Number, width: int, size: float) -> tuple[Saved, ...]:
+    """Per level of gating: fp32 probabilities, the chosen places (int64) and, with noise, the sample and its scale.
+
+    A hierarchical gate copies each token for every group it visits, and keeps both levels' fp32 weights besides the
+    order of the copies.
+    """
+    levels = [("", tokens, spec.count)]
+    if spec.branching:
+        levels = [("", tokens, spec.branching), (".second", tokens * spec.top_k, spec.count // spec.branching)]
+    saves: list[Saved] = []
+    for level, rows, columns in levels:
+        parts = ("probabilities", *(("noise", "noise_scale") if spec.router_matrices > 1 else ()))
+        saves += [Saved(name=f"{name}{level}.{part}", bytes=rows * columns * 4.0) for part in parts]
+        saves.append(Saved(name=f"{name}{level}.chosen", bytes=rows * spec.top_k * 8.0, statistic=True))
+    if spec.branching:
+        copies = tokens * spec.top_k
+        saves += [
+            Saved(name=f"{name}.second.input", bytes=copies * width * size),
+            *(Saved(name=f"{name}.second.{part}", bytes=copies * each, statistic=True)
+              for part, each in (("token", 8.0), ("order", 8.0), ("weight", 4.0), ("weights", 4.0 * spec.top_k))),
+            Saved(name=f"{name}.second.offsets", bytes=spec.branching * 4.0, statistic=True),
+        ]  # fmt: skip
+    return tuple(saves)
+
+
+def _dispatch_saves(name: str, rows: Number, spec: ExpertsSpec) -> tuple[Saved, ...]:
+    """Indices of the copy: the token and the choice of each row (int64), and the expert whose bias it adds."""
+    parts = ("token", "choice", *(("expert",) if spec.bias and not spec.capacity_factor else ()))
+    return tuple(Saved(name=f"{name}.permute.{part}", bytes=rows * 8.0, statistic=True) for part in parts)
+
+
+def _combine_saves(name: str, rows: Number, width: int, kernels: Kernels) -> tuple[Saved, ...]:
+    """Experts' outputs and the weights that scale them."""
+    size = kernels.element_bytes
+    return (Saved(name=f"{name}.unpermute.input", bytes=rows * width * size),
+            Saved(name=f"{name}.unpermute.weights", bytes=rows * size, statistic=True))  # fmt: skip
+
+
+def _permute(
+    name: str, *, rows: Number, width: int, kernels: Kernels, saves: tuple[Saved, ...]
+) -> Operation:
     """Copy tokens into expert order (or back, weighted by the gate): read and write each routed row."""
     size = kernels.element_bytes
     return pointwise(
@@ -92,7 +142,7 @@ def _permute(name: str, *, rows: Number, width: int, kernels: Kernels, saved: bo
         forward=2 * size,
         backward=2 * size,
         kernels=2,
-        saves=() if saved else (Saved(name=f"{name}.input", bytes=rows * width * size),),
+        saves=saves,
         modules=("moe",),
     )
 
@@ -135,11 +185,14 @@ def _grouped_feed_forward(
     local, hidden = spec.count / shard.ep, spec.hidden / shard.etp
     columns = hidden * (2 if spec.gated else 1)
     size = kernels.element_bytes
+    # Padded buffers are equal batches; a grouped product reads where each expert's rows end (int32).
+    offsets = () if spec.capacity_factor else (Saved(name=f"{name}.offsets", bytes=local * 4.0, statistic=True),)
     return [
         _grouped(
             f"{name}.up", local=local, rows=rows, inputs=width, outputs=columns, spec=spec, shard=shard,
-            kernels=kernels, saves=(Saved(name=f"{name}.expert_input", bytes=rows * width * kernels.gemm_input_bytes),
-                   Saved(name=f"{name}.up.output", bytes=rows * columns * size)),
+            kernels=kernels,
+            saves=(Saved(name=f"{name}.expert_input", bytes=rows * width * kernels.gemm_input_bytes), *offsets,
+                   *activation_input(f"{name}.up.output", spec, rows * columns * size)),
         ),
         activation(f"{name}.activation", rows=rows, hidden=hidden, gated=spec.gated, kernels=kernels,
                    modules=("moe_act", "moe")),

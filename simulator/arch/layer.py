@@ -9,7 +9,7 @@ from simulator.arch.embedding import embedding, final_norm, head
 from simulator.arch.experts import experts
 from simulator.arch.feed_forward import feed_forward
 from simulator.arch.linear import bias_dropout_add, linear, norm
-from simulator.arch.operations import Number, Operation
+from simulator.arch.operations import Number, Operation, Saved
 from simulator.arch.recurrent import lstm
 from simulator.arch.shard import Kernels, Shard
 from simulator.spec.model import LayerSpec, ModelSpec, StackSpec
@@ -62,11 +62,13 @@ def _with_norms_and_adds(
     after = spec.norms >= 2 * len(blocks)
     for index, (name, operations, bias) in enumerate(blocks):
         if remaining > 0 and not (spec.parallel and index > 0):
-            result.append(_norm(f"{name}.norm", model, shard, kernels, input_saved=True))
+            result.append(_norm(f"{name}.norm", model, shard, kernels))
             remaining -= 1
+        elif index == 0 or not spec.parallel:
+            result.append(_kept_input(name, model, shard, kernels))
         result += operations
         if after and remaining > 0:
-            result.append(_norm(f"{name}.post_norm", model, shard, kernels, input_saved=True))
+            result.append(_norm(f"{name}.post_norm", model, shard, kernels, output_saved=False))
             remaining -= 1
         result.append(
             bias_dropout_add(f"{name}.add", tokens=shard.split_tokens, width=model.hidden, kernels=kernels, bias=bias)
@@ -74,10 +76,18 @@ def _with_norms_and_adds(
     return result
 
 
-def _norm(name: str, model: ModelSpec, shard: Shard, kernels: Kernels, *, input_saved: bool) -> Operation:
+def _kept_input(name: str, model: ModelSpec, shard: Shard, kernels: Kernels) -> Operation:
+    """A block without a norm before it (the 2017 mixtures) keeps its own input."""
+    kept = Saved(name=f"{name}.input", bytes=shard.tokens * model.hidden * kernels.element_bytes, boundary=True)
+    return Operation(name=f"{name}.input", saves=(kept,))
+
+
+def _norm(
+    name: str, model: ModelSpec, shard: Shard, kernels: Kernels, *, output_saved: bool = True
+) -> Operation:
     return norm(
         name, tokens=shard.split_tokens, width=model.hidden, kernels=kernels, layernorm=model.norm == "layernorm",
-        bias=model.norm_bias, input_saved=input_saved,
+        bias=model.norm_bias, output_saved=output_saved,
     )  # fmt: skip
 
 
@@ -122,11 +132,12 @@ def mtp_segment(model: ModelSpec, *, shard: Shard, kernels: Kernels) -> Segment:
     last = model.stacks[-1].layer(model.stacks[-1].layers - 1)
     shared_head = replace(model, head=replace(model.head, tied=True, bias=False))
     operations = [
-        _norm("mtp.hidden_norm", model, shard, kernels, input_saved=True),
-        _norm("mtp.embedding_norm", model, shard, kernels, input_saved=True),
-        linear("mtp.project", tokens=shard.tokens, inputs=2 * width, outputs=width / shard.tp, kernels=kernels),
+        _norm("mtp.hidden_norm", model, shard, kernels, output_saved=False),
+        _norm("mtp.embedding_norm", model, shard, kernels, output_saved=False),
+        linear("mtp.project", tokens=shard.tokens, inputs=2 * width, outputs=width / shard.tp, kernels=kernels,
+               saves=(Saved(name="mtp.joined", bytes=shard.split_tokens * 2 * width * kernels.gemm_input_bytes),)),
         *layer_operations(last, model, shard=shard, kernels=kernels),
-        _norm("mtp.final_norm", model, shard, kernels, input_saved=True),
+        _norm("mtp.final_norm", model, shard, kernels),
         *head(shared_head, shard=shard, kernels=kernels),
     ]
     return Segment(name="mtp", operations=tuple(operations), recomputable=False,
