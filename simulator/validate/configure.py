@@ -120,7 +120,7 @@ def _binned(row: PublishedRun, framework: Framework, taken: list[str]) -> Publis
 
 
 def _framework(row: PublishedRun, facts: Facts, taken: list[str]) -> Framework:
-    name = framework_for(row.system, year_of(row), facts.frameworks)
+    name = framework_for(row.system, year_of(row), facts.frameworks, row.notes)
     if name is None:
         name = "maxtext" if (row.device or "").startswith("tpu") else "pytorch"
         taken.append(f"framework = {name} (no profile names {row.system!r})")

@@ -93,17 +93,17 @@ def year_of(run: PublishedRun) -> int:
     return next((year for name, year in GENERATION_YEAR if name in device), 2024)
 
 
-def framework_for(system: str, year: int, profiles: Mapping[str, Framework]) -> str | None:
+def framework_for(system: str, year: int, profiles: Mapping[str, Framework], notes: str = "") -> str | None:
     """The profile that a published system name means, or None.
 
     The longest matching expression wins; between equal ones the latest `since` that is not after `year`, and when all
-    are after it the earliest.
+    are after it the earliest. An expression with "; " in it is matched against the system and the row's notes.
     """
     found = [
         (len(pattern), framework)
         for framework in profiles.values()
         for pattern in framework.systems
-        if re.fullmatch(pattern, system, re.IGNORECASE)
+        if re.fullmatch(pattern, f"{system}; {notes}" if "; " in pattern else system, re.IGNORECASE)
     ]
     if not found:
         return None
