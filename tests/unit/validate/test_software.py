@@ -59,7 +59,8 @@ def test_each_published_name_means_one_profile(system: str, year: int, expected:
 
 
 def test_a_note_can_name_a_variant_of_the_software() -> None:
-    system, note = "AA-Scaling (Aleph Alpha), Megatron-style", "gated; kernel column also encodes the fused RMSNorm kernel"
+    system = "AA-Scaling (Aleph Alpha), Megatron-style"
+    note = "gated; kernel column also encodes the fused RMSNorm kernel"
     assert framework_for(system, 2023, PROFILES, note) == "aa-scaling-fused-norm"
     assert framework_for(system, 2023, PROFILES, "gated") == "aa-scaling"
 
