@@ -41,7 +41,7 @@ from simulator.spec.hardware import Device
 TILES = ((256, 128), (128, 256), (128, 128), (128, 96), (96, 128), (128, 64), (64, 128), (128, 32), (32, 128))
 SPLITS = (1, 2, 3, 4, 6, 8)
 _SPLITS = np.array(SPLITS, dtype=np.float64).reshape(-1, 1, 1)
-_BLOCK = 256
+_BLOCK = 512
 """Shapes evaluated together: candidates times this fits a core's cache."""
 
 Array = NDArray[np.float64]
@@ -107,7 +107,8 @@ def best_math_s(
     depth = k / _SPLITS + c["prologue_k"]
     if c["wave_ramp"] >= 1.0:
         # waves = max(1, filled), multiplied out: a pass fewer over the largest arrays.
-        math = np.maximum((tiles * (per_k / units)) * (depth * _SPLITS), per_k * depth)
+        math = (tiles * (per_k / units)) * (depth * _SPLITS)
+        np.maximum(math, per_k * depth, out=math)
     else:
         math = np.maximum(ceil_ramp(tiles * (_SPLITS / units), c["wave_ramp"]), 1.0) * (per_k * depth)
     splits = _SPLITS[:, 0]

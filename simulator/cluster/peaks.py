@@ -19,9 +19,7 @@ def peak_flops_per_s(device: Device, dtype: str) -> float:
     if peak:
         return float(peak)
     known = [name for name, value in device.peak_flops_per_s.items() if value]
-    raise InputError(
-        [Problem(f"{device.name} computes no {dtype} products.", "precision", did_you_mean(dtype, known))]
-    )
+    raise InputError([Problem(f"{device.name} computes no {dtype} products.", "precision", did_you_mean(dtype, known))])
 
 
 def constants_for(device: Device, family: str, dtype: str) -> Mapping[str, float]:
