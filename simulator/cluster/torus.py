@@ -7,8 +7,10 @@ on a ring; an axis without wrap-around is a line with half the bandwidth (tpus.m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
@@ -21,10 +23,14 @@ LINK_EFFICIENCY = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The part of a torus that a group covers: devices per dimension (arrays over strategies) and wrap-around."""
+    """The part of a torus that a group covers; one entry a dimension, innermost first (arrays over strategies)."""
 
     extent: tuple[Number, ...]
+    """Ranks along the dimension."""
+    apart: tuple[Number, ...]
+    """Devices between neighbouring ranks; so many groups share the dimension's links."""
     wrapped: tuple[Number, ...]
+    """True where the ranks close a ring."""
     link_bytes_per_s: float
     """One link, one direction."""
     hop_s: float
@@ -33,60 +39,58 @@ class Slice:
 def group_slice(tier: Tier, group: Group, concurrent: Number = 1) -> Slice:
     """Devices are numbered with the last dimension of `shape` fastest; a group covers consecutive dimensions.
 
-    A group with stride s and n ranks covers, of each dimension, what is left of s and then of n (a partly
-    covered dimension is a line: no wrap-around).
+    A group of stride s and n ranks covers of each dimension what s leaves of it and n still needs. A dimension
+    covered in part is a line: no wrap-around.
     """
     left, skip = np.asarray(group.size, dtype=float), np.asarray(group.stride, dtype=float)
-    extents, wraps = [], []
-    wrap = tier.wrap or (True,) * len(tier.shape)
+    extents, aparts, wraps = [], [], []
+    wrap = tier.wrap or (tier.topology == "torus",) * len(tier.shape)
     for length, around in zip(reversed(tier.shape), reversed(wrap), strict=True):
-        free = np.maximum(length / skip, 1.0)
-        covered = np.minimum(left, free)
+        covered = np.minimum(left, np.maximum(length / skip, 1.0))
         extents.append(covered)
-        wraps.append((covered >= length) & bool(around))
+        aparts.append(np.minimum(skip, length))
+        wraps.append((covered * skip >= length) & (length > 2) & bool(around))
         skip = np.maximum(skip / length, 1.0)
         left = np.maximum(left / covered, 1.0)
     link = tier.bandwidth_bytes_per_s / (2 * max(len(tier.shape), 1)) * LINK_EFFICIENCY / concurrent
-    return Slice(tuple(extents), tuple(wraps), link, tier.latency_s)
+    return Slice(tuple(extents), tuple(aparts), tuple(wraps), link, tier.latency_s)
 
 
 def torus_time_s(kind: str, size_bytes: Number, part: Slice) -> Number:
     """Seconds of one collective on a slice; kinds as in `collective_time_s`.
 
-    >>> part = Slice((4.0,), (True,), 45e9, 1e-6)
-    >>> round(torus_time_s("all_gather", 90e6, part) * 1e6)
+    >>> part = Slice((4.0,), (1.0,), (True,), 45e9, 1e-6)
+    >>> round(float(torus_time_s("all_gather", 90e6, part)) * 1e6)
     750
     """
+    used = tuple(zip(part.extent, part.apart, part.wrapped, strict=True))
     if kind == "send":
-        return part.hop_s + size_bytes / part.link_bytes_per_s
-    hops = sum(np.where(wrapped, x / 2, x - 1) for x, wrapped in zip(part.extent, part.wrapped, strict=True))
-    latency = hops * part.hop_s
+        apart = max_of(np.where(x > 1, apart, 1.0) for x, apart, _ in used)
+        return apart * (part.hop_s + size_bytes / part.link_bytes_per_s)
+    latency = part.hop_s * sum(np.where(ring, x / 2, x - 1) * apart for x, apart, ring in used)
     if kind == "all_to_all":
         return np.maximum(latency, size_bytes * _all_to_all_seconds_per_byte(part))
-    n = np.prod(np.broadcast_arrays(*part.extent), axis=0)
-    lanes = sum(
-        np.where(x > 1, np.where(wrapped & (x > 2), 2.0, 1.0), 0.0)
-        for x, wrapped in zip(part.extent, part.wrapped, strict=True)
-    )
-    once = np.maximum(latency, size_bytes * (n - 1) / n / (np.maximum(lanes, 1.0) * part.link_bytes_per_s))
+    n = math.prod(part.extent)
+    lanes = sum(np.where(x > 1, np.where(ring, 2.0, 1.0) / apart, 0.0) for x, apart, ring in used)
+    once = np.maximum(latency, size_bytes * (n - 1) / n / (np.where(n > 1, lanes, 1.0) * part.link_bytes_per_s))
     return 2 * once if kind == "all_reduce" else once
 
 
 def _all_to_all_seconds_per_byte(part: Slice) -> Number:
-    """A ring of X carries X / 8 of what one rank holds over each link both ways; a line X / 4.
+    """The fullest link, in seconds per byte of a rank's buffer.
 
-    Half of the data crosses the middle of the longest dimension: X * S / 2 * 1/2 each way over 2 links (ring).
+    Of the X ranks of a ring, half of whose data crosses the middle, half of that each way: X / 4 buffers over
+    two links each way, X / 8 a link; a line has one, X / 4. Groups that share the ring add up.
     """
-    worst: Number = 0.0
-    for x, wrapped in zip(part.extent, part.wrapped, strict=True):
-        crossing = np.where(x > 1, np.where(wrapped & (x > 2), x / 8, x / 4), 0.0)
-        worst = np.maximum(worst, crossing / part.link_bytes_per_s)
-    return worst
+    return max_of(
+        np.where(x > 1, x * apart * np.where(ring, 1 / 8, 1 / 4), 0.0) / part.link_bytes_per_s
+        for x, apart, ring in zip(part.extent, part.apart, part.wrapped, strict=True)
+    )
 
 
-def ring_axes(shape: Sequence[int]) -> int:
-    """Dimensions of a torus along which a ring exists (longer than 2)."""
-    return sum(1 for length in shape if length > 2)
+def max_of(values: Iterable[Number]) -> Number:
+    """The largest, elementwise."""
+    return reduce(np.maximum, values)
 
 
 def is_torus(cluster: Cluster) -> bool:

@@ -56,7 +56,8 @@ def ring_loads_bytes(cluster: Cluster, kind: str, size_bytes: float, group: Grou
     ways = np.bincount(flows.edge)[flows.edge]
     each = wire_bytes(kind, size_bytes, int(group.size)) / ways
     flow, link = links.route(flows.source, flows.target)
-    return np.bincount(link, weights=each[flow], minlength=len(links.capacity))
+    loads: Floats = np.bincount(link, weights=each[flow], minlength=len(links.capacity)).astype(float)
+    return loads
 
 
 def times_by_algorithm(cluster: Cluster, kind: str, size_bytes: float, group: Group) -> dict[str, float]:

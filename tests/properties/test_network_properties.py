@@ -243,3 +243,18 @@ def test_torus_axes_add_their_links() -> None:
     base = torus((8, 8))
     row, all_of_it = (collective_time_s(base, "all_gather", 1e10, Group(n, 1)) for n in (8, 64))
     assert (row / (7 / 8)) / (all_of_it / (63 / 64)) == pytest.approx(2.0, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("shape", "group"), [((16,), Group(2, 8)), ((16,), Group(4, 4)), ((4, 8), Group(4, 8)), ((4, 8), Group(8, 1))]
+)
+def test_torus_groups_that_interleave_share_links_as_the_graph_says(shape: tuple[int, ...], group: Group) -> None:
+    """Rings both ways at once, over the graph's equal shortest ways, against the closed form."""
+    base = torus(shape)
+    tiles = all_groups(group, base.devices)
+    both = ring_pairs(tiles) + [(b, a) for a, b in ring_pairs(tiles)]
+    if group.size == 2:
+        both = ring_pairs(tiles)
+    rate = Routes(cluster_graph(base)).rates(both).min() * (1 if group.size == 2 else 2) * 0.95
+    n = group.size
+    assert collective_time_s(base, "all_gather", 1e10, group) == pytest.approx(1e10 * (n - 1) / n / rate, rel=1e-6)
