@@ -125,7 +125,19 @@ def head(model: ModelSpec, *, shard: Shard, kernels: Kernels) -> list[Operation]
             saves=_narrow("head", tokens, inner, kernels) if inner != width else (),
         )
     )
-    return [*operations, cross_entropy(tokens * vocab, tokens, shard, kernels), *_pooler(model, shard, kernels)]
+    logits = tokens * vocab
+    if not kernels.parallel_cross_entropy:
+        logits = logits * shard.tp
+        operations += _gather_logits(logits * kernels.element_bytes, shard)
+    return [*operations, cross_entropy(logits, tokens, shard, kernels), *_pooler(model, shard, kernels)]
+
+
+def _gather_logits(full_bytes: Number, shard: Shard) -> list[Operation]:
+    """Every tp rank receives the logits of the whole vocabulary; backward keeps its own slice."""
+    if not is_split(shard.tp):
+        return []
+    gather = Collective(kind="all_gather", axis="tp", bytes=full_bytes)
+    return [Operation(name="head.gather", forward=(gather,))]
 
 
 def cross_entropy(logits: Number, tokens: Number, shard: Shard, kernels: Kernels) -> Operation:
@@ -133,20 +145,24 @@ def cross_entropy(logits: Number, tokens: Number, shard: Shard, kernels: Kernels
 
     Unfused, as in Megatron-LM `vocab_parallel_cross_entropy`: cast to fp32, max, subtract, exponentiate, sum, divide
     (read and write each), and a backward that scales and casts the saved softmax: about 34 and 18 B per logit at
-    fp32. Fused, each direction reads and writes the logits about once. Saves the softmax in the loss's dtype. Three
-    small all-reduces over tp carry the row maxima, target logits and sums.
+    fp32. Fused, each direction reads and writes the logits about once. Saves the softmax in the loss's dtype; a loss
+    written in tensor operations over the whole vocabulary also holds the logits and their cast. Three small
+    all-reduces over tp carry the row maxima, target logits and sums of a vocabulary-parallel loss.
     """
     wide = DTYPE_BYTES[kernels.logits_dtype]
     size = kernels.element_bytes
     fused = kernels.fused_cross_entropy or kernels.compiled
     forward = size + 2 * wide if fused else size + wide * 8
     backward = size + wide if fused else size + wide * 4
-    row = (Collective(kind="all_reduce", axis="tp", bytes=tokens * 4.0),) * 3 if is_split(shard.tp) else ()
+    parallel = kernels.parallel_cross_entropy and is_split(shard.tp)
+    row = (Collective(kind="all_reduce", axis="tp", bytes=tokens * 4.0),) * 3 if parallel else ()
+    held = 0.0 if fused or kernels.parallel_cross_entropy else size + wide
     return Operation(
         name="loss",
         forward=(Pointwise(bytes=logits * forward, flops=logits * 5, kernels=2 if fused else 8), *row),
         input_grad=(Pointwise(bytes=logits * backward, kernels=1 if fused else 3),),
         saves=(Saved(name="loss.softmax", bytes=logits * wide),
+               *((Saved(name="loss.logits", bytes=logits * held),) if held else ()),
                Saved(name="loss.targets", bytes=tokens * 8.0, statistic=True)),
     )
 

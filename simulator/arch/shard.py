@@ -29,6 +29,7 @@ class Kernels:
     fused_norm: bool
     fused_rope: bool
     fused_cross_entropy: bool
+    parallel_cross_entropy: bool
     compiled: bool
     dropout: bool
     activation_dtype: str
@@ -68,6 +69,7 @@ def kernels_for(model: ModelSpec, run: Run, framework: Framework, *, overlap_tp:
         fused_norm=framework.fused_norm,
         fused_rope=framework.fused_rope,
         fused_cross_entropy=framework.fused_cross_entropy,
+        parallel_cross_entropy=framework.parallel_cross_entropy,
         compiled=framework.compiled,
         dropout=dropout > 0,
         activation_dtype=activation,

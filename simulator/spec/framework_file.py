@@ -58,6 +58,7 @@ class FrameworkFile(BaseModel):
     fused_norm: bool
     fused_rope: bool
     fused_cross_entropy: bool
+    parallel_cross_entropy: bool = True
     fused_optimizer: bool
     fused_gradient_accumulation: bool = True
     dropout: Fraction | None = None

@@ -29,6 +29,8 @@ class Framework:
     fused_norm: bool = True
     fused_rope: bool = True
     fused_cross_entropy: bool = True
+    parallel_cross_entropy: bool = True
+    """The loss is computed on vocabulary shards; otherwise every tp rank gathers all logits and computes it whole."""
     fused_optimizer: bool = True
     fused_gradient_accumulation: bool = True
     """The weight-gradient GEMM adds into the main gradient; otherwise a kernel per tensor does."""
