@@ -41,6 +41,7 @@ def lower_bound_s(
 
     Pairs that hide communication do less than F + B seconds of work: give such schedules their seconds without it.
     `blocking` says that a sender computes nothing while it sends, which only schedules with a fused backward use.
+    Asynchronous sends share their rank's port.
 
     `forward_s` and `backward_s` (both gradients) have the stages as their last axis (pp * vp of them, in model
     order) and broadcast with `micro_batches` before it; sends are numbers or have boundaries as their last axis.
@@ -78,10 +79,9 @@ def lower_bound_s(
     closes = (tail.reshape(shape) - done_b).max(axis=-2)
     work = m * (work_f + work_b).sum(axis=-2)
     bound = (opens + work + closes).max(axis=-1)
-    if blocking:
-        # A rank's last send is on the way back already.
-        held = m * _sending(ahead, back, pp) - back.max()
-        bound = np.maximum(bound, (head[..., :pp] + work + held + tail[..., :pp]).max(axis=-1))
+    # A rank's port is as busy as its sends are long; a rank's last send is on the way back already.
+    held = m * _sending(ahead, back, pp) - back.max()
+    bound = np.maximum(bound, (head[..., :pp] + held + work * blocking + tail[..., :pp]).max(axis=-1))
     if schedule in ("gpipe", "interleaved-bfs"):
         bound = np.maximum(bound, _one_way(work_f, ahead, m) + _one_way(work_b, back, m))
     if schedule in ("1f1b", "eager-1f1b"):
@@ -174,6 +174,7 @@ def lower_bound_by_class_s(
     micro_batches: Number,
     vp: Number = 1,
     send_s: Number = 0.0,
+    blocking: bool = False,
 ) -> Floats:
     """`lower_bound_s` for a first stage, equal middle stages and a last stage; broadcasts over everything.
 
@@ -194,8 +195,13 @@ def lower_bound_by_class_s(
         return np.where(p == 1, m * (first + last + (v - 2) * middle), bound)
     way_last = first + (p - 2) * middle + (p - 1) * send_s
     way_inner = first + (p - 3) * middle + (p - 2) * send_s
-    bound = np.maximum(m * (first + more), way_last + m * (last + more))
-    bound = np.where(p >= 3, np.maximum(bound, way_inner + m * v * middle), bound)
+    # Sends of a middle rank are v activations and v gradients per micro-batch, of the others at least v - 1 of each;
+    # one of them is on the way back already.
+    held, held_ends = (np.maximum(m * times - 1, 0) * send_s for times in (v, v - 1))
+    bound = np.maximum(m * (first + more), way_last + m * (last + more)) + held_ends * blocking
+    bound = np.maximum(bound, held_ends)
+    inner = way_inner + np.maximum(m * v * middle + held * blocking, held)
+    bound = np.where(p >= 3, np.maximum(bound, inner), bound)
     if schedule == "gpipe":
         bound = np.maximum(bound, way_last + last + (m - 1) * np.maximum(np.maximum(first, last), middle * (p >= 3)))
     if schedule in ("1f1b", "eager-1f1b"):

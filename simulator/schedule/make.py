@@ -44,8 +44,10 @@ class _Recent:
                 return found
         made = _make(*key)
         with self.lock:
-            made = self.orders.setdefault(key, made)
-            self.tasks = sum(order.tasks for order in self.orders.values())
+            if key in self.orders:
+                return self.orders[key]
+            self.orders[key] = made
+            self.tasks += made.tasks
             while self.tasks > self.most_tasks and len(self.orders) > 1:
                 _, dropped = self.orders.popitem(last=False)
                 self.tasks -= dropped.tasks
@@ -54,6 +56,7 @@ class _Recent:
     def clear(self) -> None:
         with self.lock:
             self.orders.clear()
+            self.tasks = 0
 
 
 RECENT = _Recent(most_tasks=1_000_000)

@@ -151,9 +151,9 @@ def test_lower_bounds_never_exceed_the_engine(case):
     assert float(bound) <= found * (1 + 1e-12)
 
 
-@given(orders(), st.tuples(*[st.floats(0.1, 3.0)] * 3), st.sampled_from([0.0, 0.1, 2.0]))
+@given(orders(), st.tuples(*[st.floats(0.1, 3.0)] * 3), st.sampled_from([0.0, 0.1, 2.0]), st.booleans())
 @settings(max_examples=2 * EVEN)
-def test_class_bounds_never_exceed_the_engine(order, seconds, send):
+def test_class_bounds_never_exceed_the_engine(order, seconds, send, blocking):
     first, middle, last = seconds
     assume(order.stages > 1)
     whole = np.full(order.stages, middle)
@@ -161,7 +161,7 @@ def test_class_bounds_never_exceed_the_engine(order, seconds, send):
     line = simulate(
         order,
         Durations(forward_s=0.4 * whole, input_grad_s=0.35 * whole, weight_grad_s=0.25 * whole),
-        Transfers(forward_s=send / 2, backward_s=send / 2),
+        Transfers(forward_s=send / 2, backward_s=send / 2, blocking=blocking),
     )
     bound = lower_bound_by_class_s(
         order.schedule,
@@ -172,6 +172,7 @@ def test_class_bounds_never_exceed_the_engine(order, seconds, send):
         vp=order.vp,
         micro_batches=order.micro_batches,
         send_s=send,
+        blocking=blocking,
     )
     assert float(bound) <= line.makespan_s * (1 + 1e-12)
 
