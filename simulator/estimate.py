@@ -136,23 +136,24 @@ def transfers_of(program: Program, setting: Setting) -> Transfers:
     strategy, software = setting.strategy, setting.framework
     if strategy.stages == 1:
         return Transfers()
-    split = strategy.tp > 1 and not strategy.sequence_parallel and software.scatter_gather_p2p
+    split = not strategy.sequence_parallel and software.scatter_gather_p2p
     known: dict[float, float] = {}
     seconds = []
     for stage in program.stages[:-1]:
         boundary_bytes = float(stage.boundary_bytes)
         if boundary_bytes not in known:
-            known[boundary_bytes] = _send_s(boundary_bytes, setting, split=split)
+            known[boundary_bytes] = float(send_s(boundary_bytes, setting, split=split))
         seconds.append(known[boundary_bytes])
     blocking = not software.overlap_p2p or strategy.schedule in ("1f1b", "gpipe")
     return Transfers(forward_s=seconds, backward_s=seconds, blocking=blocking)
 
 
-def _send_s(boundary_bytes: float, setting: Setting, *, split: bool) -> float:
+def send_s(boundary_bytes: Number, setting: Setting, *, split: bool) -> Number:
+    """Seconds of one send to the next stage; `split` sends 1 / tp and gathers at the receiver. Broadcasts."""
     part = boundary_bytes / (setting.strategy.tp if split else 1)
-    seconds = float(collective_time_s(setting.cluster, "send", part, setting.groups["pp"]))
+    seconds: Number = collective_time_s(setting.cluster, "send", part, setting.groups["pp"])
     if split:
-        seconds += float(collective_time_s(setting.cluster, "all_gather", boundary_bytes, setting.groups["tp"]))
+        seconds = seconds + collective_time_s(setting.cluster, "all_gather", boundary_bytes, setting.groups["tp"])
     return seconds
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from simulator.arch.layer import (
     Segment,
@@ -28,12 +29,13 @@ class Stage:
     """One pipeline stage (one virtual stage of one rank): distinct segments with their counts, in model order."""
 
     index: int
-    parts: tuple[tuple[Segment, int], ...]
+    parts: tuple[tuple[Segment, Any], ...]
+    """(segment, how many of it): an int, or an array over strategies in which 0 is none."""
     boundary_bytes: Number
     """Activation sent to the next stage per micro-batch, local [B]; 0 for the last stage."""
 
     @property
-    def layers(self) -> int:
+    def layers(self) -> Any:
         return sum(count for segment, count in self.parts if segment.recomputable)
 
 
@@ -46,6 +48,24 @@ class Program:
     kernels: Kernels
     shard: Shard
     micro_batches: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pieces:
+    """A model's segments with local shapes, before they are dealt out to stages."""
+
+    units: tuple[tuple[Segment, bool], ...]
+    """Everything between embedding and head in model order; the flag says which are layers."""
+    distinct: tuple[Segment, ...]
+    opening: Segment
+    closing: tuple[Segment, ...]
+    tied: bool
+    kernels: Kernels
+    shards: list[Shard]
+
+    @property
+    def layers(self) -> int:
+        return sum(1 for _, is_layer in self.units if is_layer)
 
 
 def sequence_lengths(model: ModelSpec, run: Run) -> tuple[int, int]:
@@ -101,28 +121,47 @@ def layers_of_stages(layers: int, stages: int, explicit: tuple[int, ...] = ()) -
 
 def lower(model: ModelSpec, run: Run, strategy: Strategy, framework: Framework) -> Program:
     """Split a model over pipeline stages and give each stage its program."""
-    kernels = kernels_of(model, run, framework, strategy)
-    shards = [shard_for(model, run, framework, strategy, stack=index) for index in range(len(model.stacks))]
-    units, segments = _units(model, shards, kernels)
-    layer_total = sum(1 for _, counted in units if counted)
-    split = layers_of_stages(layer_total, strategy.stages, strategy.layers_per_stage)
-    stages = _cut(units, split)
-    stages[-1].append(head_segment(model, shard=shards[-1], kernels=kernels))
-    stages[-1] += [mtp_segment(model, shard=shards[-1], kernels=kernels)] * model.head.mtp_layers
-    stages[0].insert(0, embedding_segment(model, shard=shards[0], kernels=kernels))
-    if len(stages) > 1 and model.head.tied:
-        stages[-1].append(_tied_copy(stages[0][0]))
-    boundaries = _boundary_bytes(model, shards, kernels, split)
+    pieces = pieces_of(model, run, strategy, framework)
+    split = layers_of_stages(pieces.layers, strategy.stages, strategy.layers_per_stage)
+    boundaries = _boundary_bytes(model, pieces.shards, pieces.kernels, split)
     return Program(
         stages=tuple(
             Stage(index=index, parts=_runs(held), boundary_bytes=boundaries[index])
-            for index, held in enumerate(stages)
+            for index, held in enumerate(deal(pieces, split))
         ),
-        segments=tuple(segments),
-        kernels=kernels,
-        shard=shards[0],
+        segments=pieces.distinct,
+        kernels=pieces.kernels,
+        shard=pieces.shards[0],
         micro_batches=run.global_batch // (strategy.dp * strategy.micro_batch),
     )  # fmt: skip
+
+
+def pieces_of(model: ModelSpec, run: Run, strategy: Strategy, framework: Framework) -> Pieces:
+    """All segments of a model with one rank's shapes. The strategy's degrees may be arrays."""
+    kernels = kernels_of(model, run, framework, strategy)
+    shards = [shard_for(model, run, framework, strategy, stack=index) for index in range(len(model.stacks))]
+    units, distinct = _units(model, shards, kernels)
+    head = head_segment(model, shard=shards[-1], kernels=kernels)
+    depths = [mtp_segment(model, shard=shards[-1], kernels=kernels)] * model.head.mtp_layers
+    return Pieces(
+        units=tuple(units),
+        distinct=tuple(distinct),
+        opening=embedding_segment(model, shard=shards[0], kernels=kernels),
+        closing=(head, *depths),
+        tied=model.head.tied,
+        kernels=kernels,
+        shards=shards,
+    )
+
+
+def deal(pieces: Pieces, split: tuple[int, ...]) -> list[list[Segment]]:
+    """The segments of each stage, in order, for a number of layers on each."""
+    stages = _cut(list(pieces.units), split)
+    stages[-1] += pieces.closing
+    stages[0].insert(0, pieces.opening)
+    if len(stages) > 1 and pieces.tied:
+        stages[-1].append(tied_copy(pieces.opening))
+    return stages
 
 
 def _units(model: ModelSpec, shards: list[Shard], kernels: Kernels) -> tuple[list[tuple[Segment, bool]], list[Segment]]:
@@ -165,7 +204,7 @@ def _runs(held: list[Segment]) -> tuple[tuple[Segment, int], ...]:
     return tuple((segment, counts[key]) for key, segment in seen.items())
 
 
-def _tied_copy(embedding: Segment) -> Segment:
+def tied_copy(embedding: Segment) -> Segment:
     """The last stage's copy of a tied table: memory and gradient traffic, no work of its own."""
     table = embedding.operations[0].weights[0]
     copy = Weight(name="head.tied_copy", elements=table.elements, sharing=table.sharing)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from simulator.arch.operations import Number, largest
+from simulator.cluster.elementwise import minimum, where
 from simulator.parallel.lower import Program, Stage
 from simulator.parallel.recompute import Policy, policy_of, saved_bytes
 from simulator.parallel.setting import Setting
@@ -53,7 +54,7 @@ def stage_activation_bytes(stage: Stage, strategy: Strategy, memories: Mapping[s
     left = strategy.recompute_layers or stage.layers
     total: Number = 0.0
     for segment, count in stage.parts:
-        recomputed = min(count, left) if segment.recomputable else count
+        recomputed = minimum(count, left) if segment.recomputable else count
         left -= recomputed if segment.recomputable else 0
         memory = memories[segment.name]
         total = total + recomputed * memory.saved_bytes + (count - recomputed) * memory.plain_bytes
@@ -61,7 +62,7 @@ def stage_activation_bytes(stage: Stage, strategy: Strategy, memories: Mapping[s
 
 
 def rank_memory(
-    stages: Sequence[Stage], in_flight: Sequence[float], memories: Mapping[str, SegmentMemory], setting: Setting,
+    stages: Sequence[Stage], in_flight: Sequence[Number], memories: Mapping[str, SegmentMemory], setting: Setting,
     boundary_bytes: Number,
 ) -> dict[str, Number]:  # fmt: skip
     """Peak bytes of one pipeline rank by part; they sum to its peak.
@@ -86,8 +87,9 @@ def rank_memory(
 
 def _working_set_bytes(stages: Sequence[Stage], memories: Mapping[str, SegmentMemory]) -> Number:
     """The largest segment while it is recomputed, and the largest gradient of a saved tensor while it is made."""
-    held = [memories[segment.name] for stage in stages for segment, _ in stage.parts]
-    return largest(m.plain_bytes - m.saved_bytes for m in held) + largest(m.largest_bytes for m in held)
+    held = [(memories[segment.name], count) for stage in stages for segment, count in stage.parts]
+    dropped = largest(where(count > 0, m.plain_bytes - m.saved_bytes, 0.0) for m, count in held)
+    return dropped + largest(where(count > 0, m.largest_bytes, 0.0) for m, count in held)
 
 
 def _buffer_bytes(boundary_bytes: Number, parameters: Number, setting: Setting) -> Number:

@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from simulator.arch.operations import Collective, Number
 from simulator.cluster.device import pointwise_time_s
+from simulator.cluster.elementwise import maximum, minimum, where
 from simulator.cluster.network import collective_time_s
 from simulator.parallel.gradients import synchronisation
 from simulator.parallel.lower import Program, Stage
@@ -39,17 +42,23 @@ def stage_costs(program: Program, setting: Setting) -> tuple[StageCost, ...]:
     for stage in program.stages:
         key = tuple((id(segment), count) for segment, count in stage.parts)
         if key not in cache:
-            cost = _sum_stage(stage, times, setting.strategy)
-            cache[key] = _with_shared_traffic(cost, stage, program.micro_batches, setting)
+            cache[key] = stage_cost(stage, times, program.micro_batches, setting)
         costs.append(cache[key])
     return tuple(costs)
 
 
+def stage_cost(
+    stage: Stage, times: Mapping[str, SegmentTime], micro_batches: Number, setting: Setting
+) -> StageCost:
+    """One stage's cost from its segments' times, by name. Counts, degrees and `micro_batches` may be arrays."""
+    return _with_shared_traffic(_sum_stage(stage, times, setting.strategy), stage, micro_batches, setting)
+
+
 def _sum_stage(stage: Stage, times: Mapping[str, SegmentTime], strategy: Strategy) -> StageCost:
     left = strategy.recompute_layers or stage.layers
-    recompute: list[tuple[PhaseTime, int]] = []
+    recompute: list[tuple[PhaseTime, Number]] = []
     for segment, count in stage.parts:
-        recomputed = min(count, left) if segment.recomputable else count
+        recomputed = minimum(count, left) if segment.recomputable else count
         left -= recomputed if segment.recomputable else 0
         recompute.append((times[segment.name].recompute, recomputed))
     return StageCost(
@@ -60,7 +69,7 @@ def _sum_stage(stage: Stage, times: Mapping[str, SegmentTime], strategy: Strateg
     )
 
 
-def add_phases(phases: Sequence[tuple[PhaseTime, int]]) -> PhaseTime:
+def add_phases(phases: Sequence[tuple[PhaseTime, Number]]) -> PhaseTime:
     """Sum phases, each taken a number of times."""
     parts: dict[str, Any] = defaultdict(float)
     hidden: dict[str, Any] = defaultdict(float)
@@ -82,17 +91,18 @@ def with_part(
     return add_phases([(phase, 1), (extra, 1)])
 
 
-def _with_shared_traffic(cost: StageCost, stage: Stage, micro_batches: int, setting: Setting) -> StageCost:
+def _with_shared_traffic(cost: StageCost, stage: Stage, micro_batches: Number, setting: Setting) -> StageCost:
     """Add gradient accumulation (with more than one micro-batch) and ZeRO-3's gathers and scatters."""
     held = held_parameters((stage,))
-    if micro_batches > 1:
+    several = micro_batches > 1
+    if np.any(several):
         moved = accumulation_bytes(held.total, setting.run, setting.framework)
-        seconds = pointwise_time_s(setting.cluster.device, moved)
+        seconds = where(several, pointwise_time_s(setting.cluster.device, moved), 0.0)
         cost = _replace(cost, weight_grad=with_part(cost.weight_grad, "pointwise", seconds))
     if setting.strategy.zero < 3:
         return cost
     sync = synchronisation(held, setting.run, setting.strategy, setting.framework)
-    pieces = max(stage.layers, 1)
+    pieces = maximum(stage.layers, 1)
     forward = _sharded_traffic(sync.forward, pieces, setting)
     backward = _sharded_traffic(sync.backward, pieces, setting)
     backward_cover = cost.input_grad.total_s + cost.weight_grad.total_s + cost.recompute.total_s
@@ -110,7 +120,7 @@ def _replace(cost: StageCost, **changes: PhaseTime) -> StageCost:
     return StageCost(**{**fields, **changes})
 
 
-def _sharded_traffic(collectives: tuple[Collective, ...], pieces: int, setting: Setting) -> Number:
+def _sharded_traffic(collectives: tuple[Collective, ...], pieces: Number, setting: Setting) -> Number:
     """Seconds of a stage's gathers or scatters, one collective per layer."""
     total: Number = sum(
         pieces * collective_time_s(setting.cluster, c.kind, c.bytes / pieces, setting.groups[c.axis])
@@ -119,7 +129,7 @@ def _sharded_traffic(collectives: tuple[Collective, ...], pieces: int, setting: 
     return total
 
 
-def prefetched_s(communication_s: Number, cover_s: Number, pieces: int) -> Number:
+def prefetched_s(communication_s: Number, cover_s: Number, pieces: Number) -> Number:
     """Exposed seconds of per-layer traffic that is prefetched one layer ahead: the first layer's, and what the compute
     of the others does not cover [s].
 

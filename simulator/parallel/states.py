@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from simulator.arch.operations import DTYPE_BYTES, Number, Weight, largest
+from simulator.cluster.elementwise import where
 from simulator.parallel.lower import Stage
 from simulator.spec.run import Framework, Run
 from simulator.spec.strategy import Strategy
@@ -52,7 +53,7 @@ def held_parameters(stages: tuple[Stage, ...]) -> HeldParameters:
             dense += count * _sum(weights, "dense")
             expert += count * _sum(weights, "expert")
             replicated += count * sum(w.elements for w in weights if w.sequence_replicated)
-            sizes.append(_sum(weights, "dense") + _sum(weights, "expert"))
+            sizes.append(where(count > 0, _sum(weights, "dense") + _sum(weights, "expert"), 0.0))
     return HeldParameters(dense=dense, expert=expert, replicated=replicated, largest_segment=largest(sizes))
 
 
