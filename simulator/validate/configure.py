@@ -7,6 +7,7 @@ several tried") every candidate is kept: the score takes the fastest that fits, 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -167,8 +168,9 @@ def _strategies(
                 zero=row.zero if row.zero is not None else int(defaults.get("zero", 0)),
                 sequence_parallel=tp > 1 and (bool(defaults.get("sequence_parallel")) if row.sp is None else row.sp),
             )  # fmt: skip
-            for rung, choice in enumerate(_recompute(row, model, framework, _pipeline(row, model, base))):
-                rungs.setdefault(rung, []).extend(_experts(row, model, framework, choice))
+            for piped in _pipelines(row, model, framework, base):
+                for rung, choice in enumerate(_recompute(row, model, framework, piped)):
+                    rungs.setdefault(rung, []).extend(_experts(row, model, framework, choice))
     if not tps:
         raise _Unclear("tp * cp * pp does not divide the devices", f"pp({pp}), {row.devices} devices; {row.notes}")
     if not rungs:
@@ -237,13 +239,27 @@ def _experts(row: PublishedRun, model: ModelSpec, framework: Framework, base: St
         return [base]
     if row.ep is None and row.tp is None and base.dp > 1 and (row.experts or 1) % base.dp == 0:
         return [base, replace(base, ep=base.dp)]
-    ep = row.ep or 1
+    ep = row.ep or int(framework.defaults.get("ep", 1)) or _most_experts(row, base)
     etp = row.etp
     if etp is None:
         etp = int(framework.defaults.get("etp", 1)) or base.tp
         if (base.tp * base.cp * base.dp) % (ep * etp):
             etp = 1
     return [replace(base, ep=ep, etp=etp)]
+
+
+def _most_experts(row: PublishedRun, base: Strategy) -> int:
+    """The widest expert parallelism: the largest degree that divides the experts and the ranks of a stage."""
+    return math.gcd(row.experts or 1, base.tp * base.cp * base.dp)
+
+
+def _pipelines(row: PublishedRun, model: ModelSpec, framework: Framework, base: Strategy) -> list[Strategy]:
+    """The pipeline as stated; where the framework interleaves by default (`vp` 0) and nothing is said, every way."""
+    open_vp = row.vp is None and row.schedule is None and framework.defaults.get("vp") == 0
+    if base.pp == 1 or not open_vp or model.layers % base.pp:
+        return [_pipeline(row, model, base)]
+    held = model.layers // base.pp
+    return [_pipeline(replace(row, vp=vp), model, base) for vp in range(1, held + 1) if held % vp == 0]
 
 
 def _pipeline(row: PublishedRun, model: ModelSpec, base: Strategy) -> Strategy:
@@ -330,12 +346,16 @@ def _note_strategy(row: PublishedRun, found: list[Strategy], rungs: int, taken: 
         taken.append(f"sp = {int(one.sequence_parallel)} (framework)")
     if one.pp > 1 and row.schedule is None:
         taken.append(f"schedule = {one.schedule} (vp)")
-    if one.pp > 1 and row.vp is None and one.vp > 1:
+    if len({s.vp for s in found}) > 1:
+        taken.append("vp: not stated; the fastest even interleaving")
+    elif one.pp > 1 and row.vp is None and one.vp > 1:
         taken.append(f"vp = {one.vp} (layers)")
+    if row.ep is None and one.ep > 1:
+        taken.append(f"ep = {one.ep} (framework)")
     if one.etp > 1 and row.etp is None:
         taken.append(f"etp = {one.etp} (framework)")
     open_fields = [name for name in ("tp", "micro_batch") if getattr(row, name) is None]
-    if len(found) > 1:
+    if len(found) > 1 and open_fields:
         taken.append(f"{', '.join(open_fields)}: not stated; the fastest of {len(found)} candidates that fits")
     elif row.micro_batch is None:
         taken.append(f"micro_batch = {one.micro_batch} (framework)")

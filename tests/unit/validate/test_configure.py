@@ -108,6 +108,15 @@ def test_recompute_words(cells: dict[str, Any], expected: tuple[str, tuple[str, 
     assert (strategy.recompute, strategy.recompute_modules, strategy.recompute_layers) == expected
 
 
+def test_unstated_interleaving_and_expert_parallelism_where_the_framework_has_them() -> None:
+    piped = configured(World(defaults={"vp": 0}), pp=2, dp=2, layers=8).rungs[0]
+    assert [(s.vp, s.schedule) for s in piped] == [
+        (1, "1f1b"), (2, "interleaved"), (4, "interleaved"),
+    ]  # fmt: skip
+    assert len(configured(World(defaults={"vp": 0}), pp=2, dp=2, layers=8, vp=1).rungs[0]) == 1
+    assert configured(World(defaults={"ep": 0}), experts=12, topk=2).rungs[0][0].ep == 4
+
+
 def test_unstated_recompute_is_a_ladder_and_stated_is_not() -> None:
     rungs = configured(recompute=None).rungs
     assert [(rung[0].recompute, rung[0].recompute_layers) for rung in rungs] == [
