@@ -44,5 +44,5 @@ def log2(value: Any) -> Any:
 
 
 def gcd(a: Any, b: int) -> Any:
-    """Greatest common divisor, elementwise."""
-    return math.gcd(a, b) if isinstance(a, int) else np.gcd(a, b)
+    """Greatest common divisor with a whole number, elementwise; a may be whole numbers held as floats."""
+    return math.gcd(int(a), b) if isinstance(a, (int, float)) else np.gcd(np.asarray(a).astype(np.int64), b)

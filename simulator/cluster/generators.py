@@ -13,6 +13,7 @@ from math import prod
 from typing import TYPE_CHECKING, TypeAlias
 
 from simulator.errors import InputError
+from simulator.spec.hardware import Link
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -275,3 +276,47 @@ class Dragonfly:
 
 
 Fabric: TypeAlias = SwitchedNode | HybridCubeMesh | FatTree | Torus | Dragonfly
+
+
+def composed(
+    node: Fabric, nodes: int, outer: Fabric, nic_bytes_per_s: float, nic_latency_s: float = 0.0
+) -> nx.Graph[Vertex]:
+    """`nodes` copies of one fabric, every device with a NIC that takes a device's place in the outer fabric.
+
+    Raises InputError where the outer fabric has too few places.
+    """
+    total = nodes * node.devices
+    if outer.devices < total:
+        raise InputError(
+            [f"nodes({nodes}) * devices({node.devices}) = {total} NICs exceed the {outer.devices} places."]
+        )
+
+    def edges() -> Iterator[Edge]:
+        for copy in range(nodes):
+            for one, other, rate, latency_s, tier in node.edges():
+                yield _shifted(one, copy, node.devices), _shifted(other, copy, node.devices), rate, latency_s, tier
+        for device in range(total):
+            yield device, f"nic{device}", nic_bytes_per_s, nic_latency_s, "nic"
+        for one, other, rate, latency_s, tier in outer.edges():
+            ends = [end if isinstance(end, str) else f"nic{end}" for end in (one, other)]
+            if all(not isinstance(end, int) or end < total for end in (one, other)):
+                yield ends[0], ends[1], rate, latency_s, tier
+
+    return graph_of(total, edges())
+
+
+def _shifted(vertex: Vertex, copy: int, devices: int) -> Vertex:
+    return f"node{copy}.{vertex}" if isinstance(vertex, str) else vertex + copy * devices
+
+
+def links_of_graph(graph: nx.Graph[Vertex]) -> tuple[Link, ...]:
+    """A graph's edges as the `links` of a cluster."""
+    return tuple(
+        Link(
+            one=str(one),
+            other=str(other),
+            bandwidth_bytes_per_s=data["bandwidth_bytes_per_s"],
+            latency_s=data["latency_s"],
+        )
+        for one, other, data in graph.edges(data=True)
+    )

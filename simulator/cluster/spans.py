@@ -82,7 +82,7 @@ def units_spanned(group: Group, unit: int, devices: int = 0) -> Number:
     one = _run_units(run, stride, unit, tiled=group.tiled)
     several = _run_units(blocks, block_stride, unit, tiled=group.tiled)
     touched = where(blocks > 1, maximum(several, 1) * one, one)
-    return minimum(touched, max(devices // unit, 1)) if devices else touched
+    return minimum(touched, -(-devices // unit)) if devices else touched
 
 
 def spans(cluster: Cluster, group: Group, concurrent: Number = 1) -> Spans:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import networkx as nx
 import pytest
 from hypothesis import given, settings
@@ -15,10 +17,18 @@ from simulator.cluster.generators import (
     HybridCubeMesh,
     SwitchedNode,
     Torus,
+    composed,
     leaf_spine,
+    links_of_graph,
     oversubscribed,
     pcie_tree,
 )
+from simulator.cluster.graph import cluster_graph
+from simulator.cluster.network import collective_time_s
+from simulator.cluster.placement import Group
+from simulator.cluster.spans import units_spanned
+from simulator.errors import InputError
+from tests.unit.cluster.fabrics import cluster
 
 FABRICS: dict[str, Fabric] = {
     "dgx-a100": SwitchedNode(devices=8, switches=6, bandwidth_bytes_per_s=300.0),
@@ -147,3 +157,41 @@ def test_ten_million_devices_in_closed_form() -> None:
     assert hops(tree, 0, 9_999_999) == 6
     assert shortest_paths(tree, 0, 9_999_999) == 1000
     assert bisection_bytes_per_s(tree) == 500 * 50 * 20 * 50e9
+
+
+def test_composed_fabrics_keep_both_parts_ways() -> None:
+    """DGX-1 nodes under a leaf-spine: inside, the cube mesh's hops; across, the outer hops and two NICs."""
+    node, outer = FABRICS["dgx-1"], FABRICS["leaf-spine"]
+    graph = composed(node, 3, outer, nic_bytes_per_s=12.5)
+    assert graph.number_of_edges() == 3 * cables(node) + 24 + cables(outer)
+    lengths = nx.single_source_shortest_path_length(graph, 1)
+    for device in range(24):
+        want = hops(node, 1, device) if device < 8 else 2 + hops(outer, 1, device)
+        if device >= 8:
+            # A NIC of the node may be nearer to the target's leaf: up to two links inside first.
+            want = min(want, *(hops(node, 1, near) + 2 + hops(outer, near, device) for near in range(8)))
+            want = min(
+                want,
+                *(
+                    2 + hops(outer, 1, near) + hops(node, near % 8, device % 8)
+                    for near in range(device // 8 * 8, device // 8 * 8 + 8)
+                ),
+            )
+        assert lengths[device] == want
+    with pytest.raises(InputError, match=r"nodes\(4\) \* devices\(8\) = 32 NICs exceed the 24 places"):
+        composed(node, 4, outer, nic_bytes_per_s=12.5)
+
+
+def test_a_graph_survives_as_a_clusters_links() -> None:
+    graph = composed(FABRICS["dgx-1"], 2, FABRICS["leaf-spine"], nic_bytes_per_s=12.5)
+    base = replace(cluster("volta", 2), links=links_of_graph(graph))
+    again = cluster_graph(base)
+    assert set(map(frozenset, again.edges)) == set(map(frozenset, graph.edges))
+    # Two quads' twins are one double link apart; across nodes everything shares 12.5 bytes a second.
+    near, far = (collective_time_s(base, "send", 1e3, group) for group in (Group(2, 4), Group(2, 8)))
+    assert far > near
+
+
+def test_part_filled_outer_units_count() -> None:
+    """1016 devices in units of 256: a group over all of them touches four."""
+    assert int(units_spanned(Group(127, 8), 256, 1016)) == 4
