@@ -126,15 +126,15 @@ def _probabilities(
 ) -> tuple[Saved, ...]:
     """What an unfused softmax keeps: its output (a sink adds a column), and what the context product reads of it.
 
-    The context product reads the output itself unless that is wider (fp32) or has a sink's column; with dropout it
-    reads the dropped copy instead.
+    The context product reads the output itself unless that is wider (fp32); with dropout it reads the dropped copy.
     """
     size = kernels.element_bytes
     wide = size if kernels.fused_softmax or kernels.compiled else 4.0
-    output = Saved(name=f"{name}.softmax.output", bytes=rows * (keys + int(spec.sinks)) * wide)
-    if kernels.dropout or (wide == size and not spec.sinks):
+    scores = rows * (keys + int(spec.sinks))
+    output = Saved(name=f"{name}.softmax.output", bytes=scores * wide)
+    if kernels.dropout or wide == size:
         return (output,)
-    return output, Saved(name=f"{name}.softmax.probabilities", bytes=rows * keys * size)
+    return output, Saved(name=f"{name}.softmax.probabilities", bytes=scores * size)
 
 
 def _probability_dropout(scores: Number, kernels: Kernels, name: str) -> list[Operation]:

@@ -103,6 +103,7 @@ def head(model: ModelSpec, *, shard: Shard, kernels: Kernels) -> list[Operation]
     spec, width, tokens = model.head, model.hidden, shard.tokens * kernels.logits_fraction
     vocab = padded_vocab(model.embedding.vocab, shard.vocab_multiple, shard.tp) / shard.tp
     operations = [
+        *_kept_input(model, tokens, kernels),
         *_transform(model, tokens=tokens, kernels=kernels),
         *_gather_for_logits(tokens * width * kernels.element_bytes, shard, kernels),
     ]
@@ -138,6 +139,15 @@ def _gather_logits(full_bytes: Number, shard: Shard) -> list[Operation]:
         return []
     gather = Collective(kind="all_gather", axis="tp", bytes=full_bytes)
     return [Operation(name="head.gather", forward=(gather,))]
+
+
+def _kept_input(model: ModelSpec, tokens: Number, kernels: Kernels) -> list[Operation]:
+    """Without any norm before it (the 2017 mixtures) the projection keeps its own input."""
+    last = model.stacks[-1]
+    if last.final_norm or last.layer(last.layers - 1).norms:
+        return []
+    kept = Saved(name="head.input", bytes=tokens * model.hidden * kernels.element_bytes)
+    return [Operation(name="head.input", saves=(kept,))]
 
 
 def cross_entropy(logits: Number, tokens: Number, shard: Shard, kernels: Kernels) -> Operation:

@@ -29,11 +29,11 @@ def experts(spec: ExpertsSpec, *, width: int, shard: Shard, kernels: Kernels, na
     operations = [
         _router(spec, width=width, shard=shard, kernels=kernels, name=name),
         _permute(f"{name}.permute", rows=rows, width=width, kernels=kernels, saves=_dispatch_saves(name, rows, spec)),
-        _exchange(f"{name}.dispatch", rows=rows, width=width, shard=shard, kernels=kernels),
+        _exchange(f"{name}.dispatch", spec, rows=rows, width=width, shard=shard, kernels=kernels),
         *_expert_tensor_border(f"{name}.expert_gather", "enter", gathered, width, shard, kernels),
         *_grouped_feed_forward(spec, rows=gathered, width=width, shard=shard, kernels=kernels, name=name),
         *_expert_tensor_border(f"{name}.expert_scatter", "leave", gathered, width, shard, kernels),
-        _exchange(f"{name}.combine", rows=rows, width=width, shard=shard, kernels=kernels),
+        _exchange(f"{name}.combine", spec, rows=rows, width=width, shard=shard, kernels=kernels),
         _permute(f"{name}.unpermute", rows=rows, width=width, kernels=kernels,
                  saves=_combine_saves(name, rows, width, kernels)),
     ]
@@ -147,13 +147,14 @@ def _permute(
     )
 
 
-def _exchange(name: str, *, rows: Number, width: int, shard: Shard, kernels: Kernels) -> Operation:
+def _exchange(name: str, spec: ExpertsSpec, *, rows: Number, width: int, shard: Shard, kernels: Kernels) -> Operation:
     """All-to-all of routed rows over ep, forward and backward."""
     if not is_split(shard.ep):
         return Operation(name=name, modules=("moe",))
     send = Collective(
         kind="all_to_all", axis="ep", bytes=rows * width * kernels.element_bytes,
         hides="experts" if kernels.overlap_moe else "",
+        copies=spec.visited if kernels.expert_dispatch == "deduplicated" else 0,
     )  # fmt: skip
     return Operation(name=name, forward=(send,), input_grad=(send,), modules=("moe",))
 

@@ -83,11 +83,12 @@ def _kept_input(name: str, model: ModelSpec, shard: Shard, kernels: Kernels) -> 
 
 
 def _norm(
-    name: str, model: ModelSpec, shard: Shard, kernels: Kernels, *, output_saved: bool = True
-) -> Operation:
+    name: str, model: ModelSpec, shard: Shard, kernels: Kernels, *, input_saved: bool = True,
+    output_saved: bool = True,
+) -> Operation:  # fmt: skip
     return norm(
         name, tokens=shard.split_tokens, width=model.hidden, kernels=kernels, layernorm=model.norm == "layernorm",
-        bias=model.norm_bias, output_saved=output_saved,
+        bias=model.norm_bias, input_saved=input_saved, output_saved=output_saved,
     )  # fmt: skip
 
 
@@ -131,8 +132,11 @@ def mtp_segment(model: ModelSpec, *, shard: Shard, kernels: Kernels) -> Segment:
     width = model.hidden
     last = model.stacks[-1].layer(model.stacks[-1].layers - 1)
     shared_head = replace(model, head=replace(model.head, tied=True, bias=False))
+    mask = Saved(name="mtp.embedding.dropout_mask", bytes=shard.split_tokens * width * 1.0)
     operations = [
-        _norm("mtp.hidden_norm", model, shard, kernels, output_saved=False),
+        Operation(name="mtp.embedding", saves=(mask,) if kernels.dropout else ()),
+        # The trunk's final norm lists this norm's input, which the head reads too.
+        _norm("mtp.hidden_norm", model, shard, kernels, input_saved=False, output_saved=False),
         _norm("mtp.embedding_norm", model, shard, kernels, output_saved=False),
         linear("mtp.project", tokens=shard.tokens, inputs=2 * width, outputs=width / shard.tp, kernels=kernels,
                saves=(Saved(name="mtp.joined", bytes=shard.split_tokens * 2 * width * kernels.gemm_input_bytes),)),

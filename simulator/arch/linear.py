@@ -140,7 +140,7 @@ def pointwise(
 
 def norm(
     name: str, *, tokens: Number, width: Number, kernels: Kernels, layernorm: bool, bias: bool,
-    output_saved: bool = True, modules: tuple[str, ...] = ("layernorm",),
+    input_saved: bool = True, output_saved: bool = True, modules: tuple[str, ...] = ("layernorm",),
 ) -> Operation:  # fmt: skip
     """LayerNorm or RMSNorm: reads x, writes y; backward reads dy and x, writes dx and adds the residual's gradient.
 
@@ -152,7 +152,9 @@ def norm(
     forward_bytes, backward_bytes = (2 * size, 3 * size) if fused else (28.0 + 4 * size, 56.0 + 6 * size)
     elements = tokens * width
     parameters = width * (2 if layernorm and bias else 1)
-    saves = [Saved(name=f"{name}.input", bytes=elements * (size if fused else 4.0), boundary=True)]
+    saves = []
+    if input_saved or not (fused or size == 4.0):
+        saves.append(Saved(name=f"{name}.input", bytes=elements * (size if fused else 4.0), boundary=True))
     saves += [Saved(name=f"{name}.{part}", bytes=tokens * 4.0, statistic=True)
               for part in (("mean", "scale") if layernorm and fused else ("scale",))]  # fmt: skip
     if not fused:

@@ -114,6 +114,8 @@ class Collective:
     axis: str
     bytes: Number
     hides: str = ""
+    copies: int = 0
+    """all_to_all of tokens that visit `copies` ranks each and are sent once per node; 0 is a plain exchange."""
 
 
 Work: TypeAlias = Gemm | AttentionCore | GroupedGemm | Pointwise | Lookup | Collective

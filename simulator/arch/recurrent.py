@@ -27,7 +27,8 @@ def lstm(spec: LstmSpec, *, width: int, shard: Shard, kernels: Kernels, name: st
             weights=(Weight(name=name, elements=(width + state) * gates),),
             saves=(
                 Saved(name=f"{name}.gates", bytes=tokens * gates * size),
-                Saved(name=f"{name}.states", bytes=tokens * (spec.hidden + state) * size, boundary=True),
+                Saved(name=f"{name}.cells", bytes=tokens * spec.hidden * size, boundary=True),
+                Saved(name=f"{name}.states", bytes=tokens * state * size, boundary=True),
             ),
         )
     ]

@@ -42,6 +42,7 @@ class Kernels:
     overlap_tp: bool
     """Forward tensor-parallel collectives are pipelined with their GEMM (user buffers, async-TP)."""
     overlap_moe: bool
+    expert_dispatch: str = "all-to-all"
     logits_fraction: float = 1.0
     """Share of positions that reach the vocabulary projection (masked-LM heads that gather them first)."""
 
@@ -78,6 +79,7 @@ def kernels_for(model: ModelSpec, run: Run, framework: Framework, *, overlap_tp:
         overlap_tp_grad=framework.overlap_tp_grad,
         overlap_tp=overlap_tp,
         overlap_moe=overlap_moe,
+        expert_dispatch=framework.expert_dispatch,
         logits_fraction=framework.logits_fraction,
     )
 

@@ -88,7 +88,7 @@ class Experts(nn.Module):
         rows = self.setting.recomputed("moe_act", self._activated, rows)
         rows = self._product(rows, self.down, self.down_bias, offsets, expert)
         weighted = rows * weights.flatten().index_select(0, order)[:, None]
-        return torch.zeros_like(x).index_add(0, token, weighted)
+        return torch.zeros_like(x).scatter_add(0, token[:, None].expand_as(weighted), weighted)
 
     def _slots(self, chosen: Tensor) -> Tensor:
         """Which (token, choice) fills each row, in expert order; a capacity factor cuts or pads the list."""

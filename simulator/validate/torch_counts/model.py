@@ -53,6 +53,14 @@ class Tables:
             hidden = hidden | (distance >= window)
         return torch.zeros(queries, keys, dtype=self.dtype, device=self.device).masked_fill(hidden, float("-inf"))
 
+    def buckets(self, tokens: int, spec: AttentionSpec) -> Tensor:
+        """Bucket of each distance; clipped, as log-spaced buckets of far distances do not change a shape."""
+        return self._once(("buckets", tokens), lambda: self._buckets(tokens, spec.relative_bias_buckets))
+
+    def _buckets(self, tokens: int, count: int) -> Tensor:
+        place = torch.arange(tokens, device=self.device)
+        return (place[None] - place[:, None]).clamp(0, count - 1)
+
     def _once(self, key: Any, make: Any) -> Any:
         if key not in self._made:
             self._made[key] = make()
@@ -147,18 +155,14 @@ class Stack(nn.Module):
         for layer in self.layers:
             attention = layer.spec.attention
             if attention is not None and attention.relative_bias_buckets:
-                bias = relative_bias(layer.attention.relative_bias, x.shape[1])
+                bias = relative_bias(layer.attention.relative_bias, tables.buckets(x.shape[1], attention))
             uses = attention is not None and attention.relative_bias
             x = layer(x, memory, bias if uses else None, tables)
         return x if self.norm is None else self.norm(x)
 
 
-def relative_bias(table: Tensor, tokens: int) -> Tensor:
-    """[1, heads, tokens, tokens] looked up by clipped distance (Raffel 2020 sec. 2.1; the log-spaced buckets of far
-    distances do not change a shape).
-    """
-    place = torch.arange(tokens, device=table.device)
-    buckets = (place[None] - place[:, None]).clamp(0, table.shape[0] - 1)
+def relative_bias(table: Tensor, buckets: Tensor) -> Tensor:
+    """[1, heads, tokens, tokens] looked up by the bucket of each distance (Raffel 2020 sec. 2.1)."""
     return functional.embedding(buckets, table).permute(2, 0, 1)[None].contiguous()
 
 
@@ -256,8 +260,9 @@ class Reference(nn.Module):
         memory: Tensor | None = None
         for stack, tokens in zip(self.stacks, ids, strict=True):
             memory = stack(self.embedding(tokens), memory, self.tables)
-        loss = self.head(memory, self.embedding.tokens, ids[-1])
+        targets = ids[-1].clone()
+        loss = self.head(memory, self.embedding.tokens, targets)
         for depth in self.mtp:
             memory = depth(memory, self.embedding(ids[-1]), self.tables)
-            loss = loss + self.head(memory, self.embedding.tokens, ids[-1])
+            loss = loss + self.head(memory, self.embedding.tokens, targets.clone())
         return loss
