@@ -158,7 +158,6 @@ def test_expert_tensor_degree_follows_the_framework_where_folding_allows(etp: in
         ({"pp": 3, "dp": None}, "tp * cp * pp does not divide the devices"),
         ({"recompute": "modules", "recompute_detail": "selective: everything"}, "recompute module everything"),
         ({"notes": "full CPU offload"}, "optimizer states offloaded to the host are not modelled"),
-        ({"system": "Soft + 8-bit Adam"}, "8-bit optimizer states are not modelled"),
     ],
 )
 def test_what_cannot_be_expressed_is_skipped_with_its_reason(cells: dict[str, Any], reason: str) -> None:
@@ -169,6 +168,7 @@ def test_notes_change_what_they_say() -> None:
     found = configured(notes="LAMB optimizer; cp comm a2a; EP overlap ON; zero1=2")
     ((strategy,),) = found.rungs
     assert found.run.optimizer == "lamb"
+    assert configured(system="Soft + bitsandbytes 8-bit Adam").run.optimizer == "adam-bf16"
     assert (strategy.context_kind, strategy.overlap_moe, strategy.shard_group) == ("ulysses", True, 2)
 
 
