@@ -70,3 +70,10 @@ def test_a_file_that_is_not_text_is_bad_input(tmp_path):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="cannot be read"):
         read_order(path)
+
+
+def test_the_example_does_what_its_page_says():
+    order = read_order(Path(__file__).resolve().parents[3] / "examples" / "schedules" / "last-rank-splits.csv")
+    ones = Durations(forward_s=1.0, input_grad_s=1.0, weight_grad_s=1.0)
+    assert simulate(order, ones).makespan_s == 29.0
+    assert simulate(make_order("1f1b", pp=3, micro_batches=8), ones).makespan_s == 30.0
