@@ -6,6 +6,8 @@ factor pads every expert's buffer (Switch eq. 3): rows and bytes then scale with
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from simulator.arch.feed_forward import activation, activation_input, feed_forward
 from simulator.arch.linear import linear, pointwise
 from simulator.arch.operations import Collective, GroupedGemm, Number, Operation, Pointwise, Saved, Weight
@@ -77,11 +79,12 @@ def _router(spec: ExpertsSpec, *, width: int, shard: Shard, kernels: Kernels, na
     )
     size = kernels.element_bytes
     # Softmax, top-k, one-hot counts and the auxiliary loss: about six small kernels over fp32 [tokens, experts].
-    gating = Pointwise(bytes=tokens * columns * 24.0, kernels=6)
+    gating = Pointwise(bytes=tokens * columns * 24.0, kernels=6, kernel="router")
+    gating_grad = replace(gating, kernel="router_grad")
     return Operation(
         name=gate.name,
         forward=(*gate.forward, gating),
-        input_grad=(*gate.input_grad, gating),
+        input_grad=(*gate.input_grad, gating_grad),
         weight_grad=gate.weight_grad,
         weights=(
             Weight(name=f"{name}.router", elements=width * columns * spec.router_matrices, sequence_replicated=True),
@@ -142,6 +145,7 @@ def _permute(
         forward=2 * size,
         backward=2 * size,
         kernels=2,
+        kernel="permute",
         saves=saves,
         modules=("moe",),
     )
@@ -195,7 +199,7 @@ def _grouped_feed_forward(
             saves=(Saved(name=f"{name}.expert_input", bytes=rows * width * kernels.gemm_input_bytes), *offsets,
                    *activation_input(f"{name}.up.output", spec, rows * columns * size)),
         ),
-        activation(f"{name}.activation", rows=rows, hidden=hidden, gated=spec.gated, kernels=kernels,
+        activation(f"{name}.activation", rows=rows, hidden=hidden, spec=spec, kernels=kernels,
                    modules=("moe_act", "moe")),
         _grouped(
             f"{name}.down", local=local, rows=rows, inputs=hidden, outputs=width, spec=spec, shard=shard,

@@ -90,6 +90,8 @@ class Pointwise:
     bytes: Number
     flops: Number = 0
     kernels: int = 1
+    kernel: str = ""
+    """What runs ("gelu", "layernorm_grad"), for devices whose kernels were measured one by one; empty: a plain pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

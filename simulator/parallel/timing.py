@@ -33,12 +33,13 @@ from simulator.cluster.device import (
     pointwise_time_s,
 )
 from simulator.cluster.attention import kernel_slowdown
+from simulator.cluster.dispatch import deduplicated_exchange_s
 from simulator.cluster.network import collective_time_s
 from simulator.cluster.peaks import constants_for
 from simulator.cluster.placement import Group
 from simulator.parallel.recompute import Policy, recomputed_operations
 from simulator.spec.hardware import Cluster, Device
-from simulator.spec.kernels import sustained_throttle
+from simulator.spec.kernels import MEASURED_WATTS, sustained_slowdown
 
 KIND_OF = {Gemm: "gemm", GroupedGemm: "grouped_gemm", AttentionCore: "attention", Pointwise: "pointwise",
            Lookup: "lookup"}  # fmt: skip
@@ -98,7 +99,7 @@ def _bucket(work: Work) -> tuple[Any, ...]:
         case Lookup():
             return (Lookup,)
         case Collective():
-            return Collective, work.kind, work.axis
+            return Collective, work.kind, work.axis, work.copies
 
 
 def _stack(works: Sequence[Any], *fields: str) -> dict[str, Any]:
@@ -129,7 +130,10 @@ def _evaluate(key: tuple[Any, ...], works: Sequence[Any], cluster: Cluster, grou
         return pointwise_time_s(device, kernels=key[1], **_stack(works, "bytes", "flops"))
     if kind is Lookup:
         return lookup_time_s(device, **_stack(works, "rows", "width_bytes"))
-    return collective_time_s(cluster, key[1], _stack(works, "bytes")["bytes"], groups[key[2]])
+    buffer_bytes = _stack(works, "bytes")["bytes"]
+    if key[3]:
+        return deduplicated_exchange_s(cluster, buffer_bytes, key[3], groups[key[2]])
+    return collective_time_s(cluster, key[1], buffer_bytes, groups[key[2]])
 
 
 def segment_times(
@@ -158,7 +162,8 @@ def _sustained(works: Sequence[Work], cold_s: list[Any], device: Device) -> list
     The limit lowers the clock, so every dtype pays what long 16-bit products were measured to pay; what long products
     of narrower dtypes lose beyond that, they lose to memory.
     """
-    slowdown = 1.0 + sustained_throttle(constants_for(device, "gemm", "bf16"))
+    measured_watts = MEASURED_WATTS.get(device.generation, 0.0)
+    slowdown = sustained_slowdown(constants_for(device, "gemm", "bf16"), device.tdp_watts, measured_watts)
     return [
         seconds * slowdown if isinstance(work, MATRIX) else seconds
         for work, seconds in zip(works, cold_s, strict=True)

@@ -71,6 +71,7 @@ class FrameworkFile(BaseModel):
     overlap_tp_grad: bool
     overlap_tp: bool
     overlap_moe: bool
+    expert_dispatch: Literal["all-to-all", "deduplicated"] = "all-to-all"
     overlap_p2p: bool
     scatter_gather_p2p: bool = True
     logits_fraction: Annotated[float, Field(gt=0, le=1)]

@@ -34,17 +34,25 @@ class KernelModel:
         return replace(self, constants=constants)
 
 
-def sustained_throttle(constants: Mapping[str, float]) -> float:
-    """Share by which the power limit lengthens kernels of one family that run on and on.
+def sustained_slowdown(constants: Mapping[str, float], tdp_watts: float = 0.0, measured_watts: float = 0.0) -> float:
+    """Factor by which the power limit lengthens matrix kernels that run on and on.
 
-    Read off the longest kernels of the measurements, of some 20 ms; nothing is extrapolated beyond them.
+    On the measured device: what its longest kernels, of some 20 ms, were measured to lose; nothing is extrapolated
+    beyond them. A sibling with another power limit holds another clock: dynamic power grows with f V^2, about f^3, so
+    the clock goes with the cube root of the limit (Chandrakasan 1992, "Low-Power CMOS Digital Design").
 
-    >>> round(sustained_throttle({"throttle": 0.2, "throttle_time_s": 0.005}), 6)
-    0.16
+    >>> round(sustained_slowdown({"throttle": 0.2, "throttle_time_s": 0.005}), 6)
+    1.16
+    >>> round(sustained_slowdown({"throttle": 0.2, "throttle_time_s": 0.005}, 800.0, 700.0), 4)
+    1.1095
     """
     if not constants.get("throttle"):
-        return 0.0
-    return constants["throttle"] * LONGEST_MEASURED_S / (LONGEST_MEASURED_S + constants["throttle_time_s"])
+        return 1.0
+    slower = 1.0 + constants["throttle"] * LONGEST_MEASURED_S / (LONGEST_MEASURED_S + constants["throttle_time_s"])
+    if tdp_watts and measured_watts:
+        slower *= float((measured_watts / tdp_watts) ** (1.0 / 3.0))
+    return max(slower, 1.0)
+
 
 
 
@@ -71,6 +79,8 @@ MEASURED: Mapping[str, str] = {
     "ampere": "a100-sxm-80gb", "hopper": "h100-sxm-80gb", "blackwell": "b200-sxm-180gb",
 }  # fmt: skip
 """The device of each generation whose kernels were measured."""
+MEASURED_WATTS: Mapping[str, float] = {"ampere": 400.0, "hopper": 700.0, "blackwell": 1000.0}
+"""Its power limit [W] (datasheets: hardware/devices)."""
 
 _EVIDENCE: Mapping[str, tuple[float, str]] = {
     "pascal": (0.70, "no matrix units; 70 % of the vector peak assumed"),

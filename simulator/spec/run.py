@@ -48,6 +48,8 @@ class Framework:
     """The tensor-parallel reduction of an input gradient runs beside the weight-gradient GEMM."""
     overlap_tp: bool = False
     overlap_moe: bool = False
+    expert_dispatch: str = "all-to-all"
+    """How routed tokens travel: "all-to-all" (one copy per visited expert) or "deduplicated" (one per node)."""
     overlap_p2p: bool = True
     scatter_gather_p2p: bool = True
     """Without sequence parallelism, a pipeline send carries 1/tp of the activation and the receiver gathers it
