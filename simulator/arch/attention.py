@@ -123,7 +123,7 @@ def _position(
     share = spec.rope_head_dim / spec.head_dim
     size = (2 if fused else 10) * kernels.element_bytes * share
     return [pointwise(f"{name}.rope", elements=query_and_key, forward=size, backward=size, kernels=2 if fused else 10,
-                      modules=("attention",))]  # fmt: skip
+                      kernel="rope", modules=("attention",))]  # fmt: skip
 
 
 def _cross_projections(

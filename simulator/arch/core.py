@@ -107,8 +107,10 @@ def _unfused(
     bias = size if spec.relative_bias else 0.0
     softmax = Operation(
         name=f"{name}.softmax",
-        forward=(Pointwise(bytes=scores * (passes + bias), flops=scores * 5, kernels=softmax_kernels),),
-        input_grad=(Pointwise(bytes=scores * (passes * 1.5 + bias), flops=scores * 5, kernels=softmax_kernels),),
+        forward=(Pointwise(bytes=scores * (passes + bias), flops=scores * 5, kernels=softmax_kernels,
+                           kernel="softmax"),),
+        input_grad=(Pointwise(bytes=scores * (passes * 1.5 + bias), flops=scores * 5, kernels=softmax_kernels,
+                              kernel="softmax_grad"),),
         weights=_tables(spec, shard, name),
         saves=_probabilities(spec, groups * q_len, kv_len, kernels, name),
         modules=CORE,

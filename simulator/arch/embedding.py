@@ -34,13 +34,14 @@ def embedding(model: ModelSpec, *, shard: Shard, kernels: Kernels) -> list[Opera
     elements = shard.tokens * width
     forward: list[Work] = [rows]
     if additions:
-        forward.append(Pointwise(bytes=elements * 3 * size * additions, kernels=additions))
+        forward.append(Pointwise(bytes=elements * 3 * size * additions, kernels=additions, kernel="add"))
     operations = [
         Operation(
             name="embedding",
             forward=(*forward, *_embedding_border(elements * size, shard)),
             input_grad=_embedding_border_back(elements * size, shard),
-            weight_grad=(rows, *((Pointwise(bytes=elements * size * additions),) if extra else ())),
+            weight_grad=(rows, *((Pointwise(bytes=elements * size * additions, kernel="row_sum"),)
+                                 if extra else ())),
             weights=tuple(tables),
             saves=(Saved(name="embedding.token_ids", bytes=shard.tokens * 8.0, statistic=True),),
         )
@@ -169,8 +170,9 @@ def cross_entropy(logits: Number, tokens: Number, shard: Shard, kernels: Kernels
     held = 0.0 if fused or kernels.parallel_cross_entropy else size + wide
     return Operation(
         name="loss",
-        forward=(Pointwise(bytes=logits * forward, flops=logits * 5, kernels=2 if fused else 8), *row),
-        input_grad=(Pointwise(bytes=logits * backward, kernels=1 if fused else 3),),
+        forward=(Pointwise(bytes=logits * forward, flops=logits * 5, kernels=2 if fused else 8,
+                           kernel="cross_entropy"), *row),
+        input_grad=(Pointwise(bytes=logits * backward, kernels=1 if fused else 3, kernel="cross_entropy_grad"),),
         saves=(Saved(name="loss.softmax", bytes=logits * wide),
                *((Saved(name="loss.logits", bytes=logits * held),) if held else ()),
                Saved(name="loss.targets", bytes=tokens * 8.0, statistic=True)),
@@ -198,7 +200,7 @@ def _transform(model: ModelSpec, *, tokens: Number, kernels: Kernels) -> list[Op
     return [
         linear("head.transform", tokens=tokens, inputs=width, outputs=width, kernels=kernels, bias_elements=width),
         pointwise("head.transform.activation", elements=tokens * width, forward=2 * size, backward=3 * size,
-                  saves=(Saved(name="head.transform.output", bytes=tokens * width * size),)),
+                  kernel="gelu", saves=(Saved(name="head.transform.output", bytes=tokens * width * size),)),
         _norm("head.transform.norm", model, tokens, width, kernels),
     ]  # fmt: skip
 

@@ -9,7 +9,8 @@ from simulator.spec.model import ExpertsSpec, FeedForwardSpec
 
 
 def activation(
-    name: str, *, rows: Number, hidden: Number, gated: bool, kernels: Kernels, modules: tuple[str, ...],
+    name: str, *, rows: Number, hidden: Number, spec: FeedForwardSpec | ExpertsSpec, kernels: Kernels,
+    modules: tuple[str, ...],
 ) -> Operation:  # fmt: skip
     """The activation between the matrices: reads 1 (gated: 2) values per hidden unit, writes 1.
 
@@ -17,6 +18,7 @@ def activation(
     gate's product is a kernel of its own (2 + 3 elements forward, 3 + 3 + 3 backward) that keeps the activated gate.
     """
     size = kernels.element_bytes
+    gated = spec.gated
     reads = 2 if gated else 1
     fused = kernels.fused_bias_activation or kernels.compiled
     extra = int(gated and not fused)
@@ -29,6 +31,7 @@ def activation(
         forward=size * (reads + 1 + 2 * extra),
         backward=size * (2 * reads + 1 + 4 * extra),
         kernels=1 + extra,
+        kernel=f"gated_{spec.activation}" if gated else spec.activation,
         saves=tuple(saves),
         modules=modules,
     )
@@ -56,7 +59,7 @@ def feed_forward(
             saves=activation_input(f"{name}.up.output", spec, tokens * columns * kernels.element_bytes),
         ),
         activation(
-            f"{name}.activation", rows=tokens, hidden=hidden, gated=spec.gated, kernels=kernels,
+            f"{name}.activation", rows=tokens, hidden=hidden, spec=spec, kernels=kernels,
             modules=modules,
         ),
         linear(

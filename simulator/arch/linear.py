@@ -71,7 +71,7 @@ def _bias_grad(tokens: Number, bias_elements: Number, kernels: Kernels) -> tuple
     """A bias gradient sums dY over tokens: one read."""
     if isinstance(bias_elements, (int, float)) and bias_elements == 0:
         return ()
-    return (Pointwise(bytes=tokens * bias_elements * kernels.element_bytes),)
+    return (Pointwise(bytes=tokens * bias_elements * kernels.element_bytes, kernel="row_sum"),)
 
 
 def enter_tensor_parallel(name: str, *, tokens: Number, width: Number, shard: Shard, kernels: Kernels) -> Operation:
@@ -125,14 +125,16 @@ def pointwise(
     forward: float,
     backward: float,
     kernels: int = 1,
+    kernel: str = "",
     saves: tuple[Saved, ...] = (),
     modules: tuple[str, ...] = (),
 ) -> Operation:
-    """Elementwise kernels of `forward` and `backward` bytes per element [B]."""
+    """Elementwise kernels of `forward` and `backward` bytes per element [B]; `kernel` names them."""
+    grad = f"{kernel}_grad" if kernel else ""
     return Operation(
         name=name,
-        forward=(Pointwise(bytes=elements * forward, kernels=kernels),) if forward else (),
-        input_grad=(Pointwise(bytes=elements * backward, kernels=kernels),) if backward else (),
+        forward=(Pointwise(bytes=elements * forward, kernels=kernels, kernel=kernel),) if forward else (),
+        input_grad=(Pointwise(bytes=elements * backward, kernels=kernels, kernel=grad),) if backward else (),
         saves=saves,
         modules=modules,
     )
@@ -145,12 +147,14 @@ def norm(
     """LayerNorm or RMSNorm: reads x, writes y; backward reads dy and x, writes dx and adds the residual's gradient.
 
     Saves its input (the residual stream), fp32 statistics (mean and 1/sigma, or 1/rms) and, where the next layer is
-    linear, its output; unfused an fp32 (centred) copy of its input, 1/sigma and the normalised input. Unfused (an RMS norm written in tensor operations: cast to fp32, square, mean, scale, cast
-    back, weight), forward runs six kernels of 28 B + 4 elements and backward ten of 56 B + 6 elements.
+    linear, its output; unfused an fp32 (centred) copy of its input, 1/sigma and the normalised input. Unfused (an RMS
+    norm written in tensor operations: cast to fp32, square, mean, scale, cast back, weight), forward runs six kernels
+    of 28 B + 4 elements and backward ten of 56 B + 6 elements.
     """
     size, fused = kernels.element_bytes, kernels.fused_norm or kernels.compiled
     forward_bytes, backward_bytes = (2 * size, 3 * size) if fused else (28.0 + 4 * size, 56.0 + 6 * size)
     elements = tokens * width
+    kernel = ("layernorm" if layernorm else "rmsnorm") if fused else "unfused_norm"
     parameters = width * (2 if layernorm and bias else 1)
     saves = []
     if input_saved or not (fused or size == 4.0):
@@ -163,10 +167,12 @@ def norm(
         saves.append(Saved(name=f"{name}.output", bytes=elements * kernels.gemm_input_bytes))
     return Operation(
         name=name,
-        forward=(Pointwise(bytes=elements * forward_bytes, flops=elements * 7, kernels=1 if fused else 6),),
-        input_grad=(Pointwise(bytes=elements * backward_bytes, flops=elements * 11, kernels=1 if fused else 10),
-                    Pointwise(bytes=elements * 3 * size)),
-        weight_grad=(Pointwise(bytes=elements * 2 * size),),
+        forward=(Pointwise(bytes=elements * forward_bytes, flops=elements * 7, kernels=1 if fused else 6,
+                           kernel=kernel),),
+        input_grad=(Pointwise(bytes=elements * backward_bytes, flops=elements * 11, kernels=1 if fused else 10,
+                              kernel=f"{kernel}_grad"),
+                    Pointwise(bytes=elements * 3 * size, kernel="add")),
+        weight_grad=(Pointwise(bytes=elements * 2 * size, kernel=f"{kernel}_weight_grad"),),
         weights=(Weight(name=name, elements=parameters, sequence_replicated=True),),
         saves=tuple(saves),
         modules=modules,
@@ -191,5 +197,6 @@ def bias_dropout_add(name: str, *, tokens: Number, width: Number, kernels: Kerne
         forward=forward,
         backward=2 * size + mask if kernels.dropout else 0.0,
         kernels=1 if fused else parts,
+        kernel="dropout_add" if kernels.dropout else "add",
         saves=saves,
     )
