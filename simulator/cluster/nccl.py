@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -59,6 +60,21 @@ TREE_CORRECTION = {
     ),
 }  # fmt: skip
 
+_TREE_FACTOR = {name: np.array([*table, 1.0, 1.0]) for name, table in TREE_CORRECTION.items()}
+_TREE_STEP = {name: np.append(np.diff(table), 0.0) for name, table in _TREE_FACTOR.items()}
+Place: TypeAlias = tuple[Any, Any]
+
+
+def correction_place(size_bytes: Number) -> Place:
+    """Where sizes stand in the tree's correction tables: entry below, and how far to the next one."""
+    if isinstance(size_bytes, (int, float)):
+        place = min(max(math.log2(max(size_bytes, 64.0) / 64.0), 0.0), 24.0)
+        return int(place), place - int(place)
+    places = np.minimum(np.log2(np.maximum(size_bytes, 64.0) / 64.0), 24.0)
+    index = places.astype(np.int64)
+    return index, places - index
+
+
 HYBRID_CUBE_MESH_RINGS = (0, 1, 1, 2, 3.8, 1.65, 2, 2, 6)
 """Bus bandwidth over one link's, among the first n devices of a DGX-1 (V100), by n: measured 22.6, 45.1, 85.4,
 37.2 and 45.7 GB/s for 2 to 6 devices (vTrain's nccl-tests tables), 6 rings on all eight (NCCL's DGX-1 search),
@@ -79,13 +95,13 @@ class Candidate:
     def name(self) -> str:
         return f"{self.algorithm}/{self.protocol}"
 
-    def time_s(self, size_bytes: Number) -> Number:
-        """Seconds for a buffer of `size_bytes`."""
+    def time_s(self, size_bytes: Number, place: Place | None = None) -> Number:
+        """Seconds for a buffer of `size_bytes`; `place` is `correction_place` of it, when that is known already."""
         if not self.corrected:
             return self.latency_s + size_bytes * self.s_per_byte
-        place = np.log2(np.maximum(np.asarray(size_bytes, dtype=float), 64.0) / 64.0)
-        table = (*TREE_CORRECTION[self.protocol], 1.0)
-        return self.latency_s + size_bytes * self.s_per_byte / np.interp(place, np.arange(len(table)), table)
+        index, part = place or correction_place(size_bytes)
+        factor = _TREE_FACTOR[self.protocol][index] + part * _TREE_STEP[self.protocol][index]
+        return self.latency_s + size_bytes * self.s_per_byte / factor
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,9 +37,10 @@ class Curve:
         if isinstance(self.alone, bool) and not isinstance(size_bytes, np.ndarray):
             if self.alone or size_bytes <= 0:
                 return 0.0
-            return float(min(candidate.time_s(size_bytes) for candidate in self.candidates))
+            return float(min(candidate.time_s(float(size_bytes)) for candidate in self.candidates))
         size = np.asarray(size_bytes, dtype=float)
-        best = reduce(np.minimum, (candidate.time_s(size) for candidate in self.candidates))
+        place = nccl.correction_place(size) if any(c.corrected for c in self.candidates) else None
+        best = reduce(np.minimum, (candidate.time_s(size, place) for candidate in self.candidates))
         return np.where(np.asarray(self.alone) | (size <= 0), 0.0, best)
 
     def choice(self, size_bytes: float) -> str:
@@ -104,7 +105,8 @@ def collective_curve(
     )
     found = _candidates(setting, kind, algorithm)
     if any(isinstance(part, np.ndarray) for c in found for part in (c.latency_s, c.s_per_byte, group.size)):
-        return Curve(found, np.asarray(group.size) <= 1)
+        possible = tuple(c for c in found if np.any(c.latency_s < math.inf))
+        return Curve(possible or found, np.asarray(group.size) <= 1)
     plain = tuple(
         nccl.Candidate(c.algorithm, c.protocol, float(c.latency_s), float(c.s_per_byte), c.corrected)
         for c in found
@@ -140,6 +142,8 @@ def _candidates(setting: nccl.Setting, kind: str, algorithm: str | None) -> tupl
 _curves: dict[tuple[Any, ...], tuple[Cluster, Curve]] = {}
 """Curves of scalar groups; the cluster is kept beside, so its id stays its own."""
 _CURVES_KEPT = 4096
+_COLUMN = 256
+"""Columns at least this long are worked out by distinct group."""
 
 
 def collective_time_s(
@@ -168,13 +172,33 @@ def collective_time_s(
         key = (id(cluster), kind, group, algorithm, concurrent)
         found = _curves.get(key)
     except TypeError:
-        return collective_curve(cluster, kind, group, algorithm=algorithm, concurrent=concurrent).time_s(size_bytes)
+        return _column_curve(cluster, kind, group, algorithm, concurrent).time_s(size_bytes)
     if found is None:
         curve = collective_curve(cluster, kind, group, algorithm=algorithm, concurrent=concurrent)
         if len(_curves) >= _CURVES_KEPT:
             _curves.clear()
         _curves[key] = found = (cluster, curve)
     return found[1].time_s(size_bytes)
+
+
+def _column_curve(cluster: Cluster, kind: str, group: Group, algorithm: str | None, concurrent: Number) -> Curve:
+    """The curve of a column of groups, worked out once for each distinct group: strategies repeat few of them."""
+    if np.size(group.size) < _COLUMN or not isinstance(concurrent, int | float) or np.any(np.asarray(group.blocks) > 1):
+        return collective_curve(cluster, kind, group, algorithm=algorithm, concurrent=concurrent)
+    size, stride = (np.asarray(part).astype(np.int64) for part in np.broadcast_arrays(group.size, group.stride))
+    distinct, place = np.unique((size << 32) | stride, return_inverse=True)
+    few = Group(distinct >> 32, distinct & 0xFFFFFFFF, tiled=group.tiled)
+    curve = collective_curve(cluster, kind, few, algorithm=algorithm, concurrent=concurrent)
+    place = place.reshape(size.shape)
+
+    def spread(value: Number) -> Number:
+        return value[place] if isinstance(value, np.ndarray) and value.ndim else value
+
+    candidates = tuple(
+        nccl.Candidate(c.algorithm, c.protocol, spread(c.latency_s), spread(c.s_per_byte), c.corrected)
+        for c in curve.candidates
+    )
+    return Curve(candidates, spread(curve.alone))
 
 
 def collective_time_on_graph_s(

@@ -258,3 +258,20 @@ def test_torus_groups_that_interleave_share_links_as_the_graph_says(shape: tuple
     rate = Routes(cluster_graph(base)).rates(both).min() * (1 if group.size == 2 else 2) * 0.95
     n = group.size
     assert collective_time_s(base, "all_gather", 1e10, group) == pytest.approx(1e10 * (n - 1) / n / rate, rel=1e-6)
+
+
+def test_long_columns_agree_with_short_ones() -> None:
+    """A column is worked out by distinct group; slices of it, below that length, are not."""
+    rng = np.random.default_rng(3)
+    size, stride = 2 ** rng.integers(0, 8, 600), 2 ** rng.integers(0, 5, 600)
+    load = rng.uniform(1, 1e9, 600)
+    base = pods(7.0, nodes=512, pod=512)
+    for kind in KINDS:
+        whole = collective_time_s(base, kind, load, Group(size, stride))
+        parts = [
+            collective_time_s(base, kind, load[i : i + 100], Group(size[i : i + 100], stride[i : i + 100]))
+            for i in range(0, 600, 100)
+        ]
+        assert np.allclose(whole, np.concatenate(parts), rtol=1e-13, atol=0)
+    square = collective_time_s(base, "all_reduce", load.reshape(30, 20), Group(size.reshape(30, 20), 8))
+    assert square.shape == (30, 20)
