@@ -6,7 +6,7 @@ import pytest
 from simulator.errors import InputError
 from simulator.schedule.engine import Durations, Transfers, simulate
 from simulator.schedule.make import make_order
-from simulator.schedule.order import build_order, loop_placement
+from simulator.schedule.order import build_order, check, loop_placement
 from simulator.schedule.program import Deadlock
 from simulator.schedule.timeline import covered_s
 
@@ -128,6 +128,17 @@ def test_a_deadlock_says_who_waits_for_what():
     order = build_order("built-in", 2, 1, 2, columns, placement=loop_placement(2, 1))
     with pytest.raises(Deadlock, match="rank 0 stands before BW s0 m0 and waits for BW s1 m0 of rank 1"):
         simulate(order, Durations(forward_s=1.0, input_grad_s=1.0))
+
+
+def test_a_task_on_the_wrong_rank_or_in_no_pipeline_is_refused():
+    columns = [np.array([(0, 0, 0), (1, 0, 0)]), np.array([(1, 0, 3), (0, 0, 3)])]
+    order = build_order("mine", 2, 1, 2, columns, placement=loop_placement(2, 1))
+    with pytest.raises(InputError) as found:
+        check(order)
+    said = [str(problem) for problem in found.value.problems]
+    assert "rank 0 runs F s1 m0, but slot 1 is on rank 1" in said
+    assert "rank 1 runs BW s0 m0, but slot 0 is on rank 0" in said
+    assert "micro-batch 1 never runs" in said
 
 
 def test_columns_hold_tasks_and_both_ends_of_every_transfer():

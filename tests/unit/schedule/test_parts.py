@@ -121,6 +121,8 @@ def test_a_straggler_slows_every_step():
 def test_impossible_jitter_is_refused():
     with pytest.raises(InputError, match="lognormal or normal"):
         jittered_steps(ORDER, PLAIN, jitter=Jitter(distribution="cauchy"), steps=1)
+    with pytest.raises(InputError, match="not modelled"):
+        jittered_steps(ORDER, Durations(forward_s=1.0, input_grad_s=1.0, forward_host_s=2.0), jitter=Jitter(), steps=1)
 
 
 @pytest.mark.parametrize(("f", "b", "w"), [(1.0, 1.0, 1.0), (2.0, 2.4, 1.6), (2.0, 3.0, 1.0), (1.0, 2.0, 1.5)])
