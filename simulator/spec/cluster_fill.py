@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product as products
 
 from simulator.errors import InputError, Problem
 from simulator.numbers import divisors
-from simulator.spec.hardware import Cluster, Device, Tier
+from simulator.spec.hardware import Cluster, Device, Link, Tier
 from simulator.spec.hardware_file import ClusterFile, TierFile
 
 MAX_DEVICES = 10_000_000
@@ -33,19 +34,38 @@ def filled(
     node_devices = tuple(devices_by_name[group.device] for group in file.node_groups for _ in range(group.nodes))
     count = nodes if nodes is not None else file.nodes or len(node_devices)
     _check(name, count, per_node, len(node_devices), nodes)
+    if file.links and count * per_node != (file.nodes or len(node_devices)) * file.devices_per_node:
+        raise InputError([Problem(f"{name} lists its links, so only its own number of nodes is described.", "--nodes")])
     device = node_devices[0] if node_devices else devices_by_name[file.device or ""]
     price = file.price_per_device if file.price_per_device is not None else device.price_usd_per_hour
+    tiers = _tiers(file, name, count * per_node, per_node, nic_bytes_per_s)
     return Cluster(
         name=name,
         title=file.title,
         device=device,
         devices_per_node=per_node,
         nodes=count,
-        tiers=_tiers(file, name, count * per_node, per_node, nic_bytes_per_s),
+        tiers=tiers,
         host=file.host,
         price_usd_per_device_hour=price,
         node_devices=node_devices,
+        node_tiers=_node_tiers(file, tiers[0]),
+        links=tuple(
+            Link(one=link.one, other=link.other, bandwidth_bytes_per_s=link.bandwidth, latency_s=link.latency)
+            for link in file.links
+        ),
         sources={"status": file.status, "cluster": file.source},
+    )
+
+
+def _node_tiers(file: ClusterFile, inner: Tier) -> tuple[Tier, ...]:
+    """The innermost tier of each node, where groups of nodes say their own bandwidth."""
+    if all(group.bandwidth is None for group in file.node_groups):
+        return ()
+    return tuple(
+        replace(inner, bandwidth_bytes_per_s=group.bandwidth or inner.bandwidth_bytes_per_s)
+        for group in file.node_groups
+        for _ in range(group.nodes)
     )
 
 

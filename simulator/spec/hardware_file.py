@@ -170,6 +170,18 @@ class NodeGroup(_Table):
 
     device: Name
     nodes: Annotated[int, Field(ge=1)]
+    bandwidth: BytesPerS | None = None
+    """Of their innermost tier, where it is not the tier's own."""
+
+
+class LinkFile(_Table):
+    """One cable of an explicit graph: a number is a device, any other name a switch."""
+
+    one: Text
+    other: Text
+    bandwidth: BytesPerS
+    """One direction."""
+    latency: Seconds = 0.0
 
 
 class ClusterFile(_Table):
@@ -187,6 +199,8 @@ class ClusterFile(_Table):
     host: Literal["x86-intel", "x86-amd", "arm"] = "x86-intel"
     price_per_device: UsdPerHour | None = None
     tiers: Annotated[list[TierFile], Field(min_length=1)]
+    links: list[LinkFile] = []
+    """An explicit graph of devices and switches, instead of the tiers' regular fabrics."""
     source: Text
 
 
@@ -211,6 +225,27 @@ def _cluster_faults(file: ClusterFile) -> Iterator[Fault]:
             yield f"{at}.size", f"{tier.size} is no larger multiple of {below}, the size of the tier inside.", ""
         below = tier.size or below
         yield from _shape_faults(tier, at)
+    yield from _link_faults(file)
+
+
+def _link_faults(file: ClusterFile) -> Iterator[Fault]:
+    nodes = file.nodes or sum(group.nodes for group in file.node_groups)
+    devices = nodes * file.devices_per_node
+    for index, link in enumerate(file.links):
+        if link.one == link.other:
+            yield f"links.{index}", f"{link.one} is joined to itself.", ""
+        for end in (link.one, link.other):
+            if end.isdecimal() and int(end) >= devices:
+                yield (
+                    f"links.{index}",
+                    f"device {end} is outside 0..{devices - 1}.",
+                    "Switches have names, not numbers.",
+                )
+    if file.links:
+        joined = {end for link in file.links for end in (link.one, link.other)}
+        alone = [device for device in range(devices) if str(device) not in joined]
+        if alone:
+            yield "links", f"{len(alone)} of {devices} devices have no link; the first is {alone[0]}.", ""
 
 
 def _shape_faults(tier: TierFile, at: str) -> Iterator[Fault]:
