@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from simulator.count import count
     from simulator.errors import Infeasible, InputError
     from simulator.estimate import estimate
+    from simulator.project.training import project
     from simulator.result import Estimate
     from simulator.spec.run import Run
     from simulator.spec.strategy import Strategy
@@ -37,12 +38,13 @@ __all__ = [
     "load_cluster",
     "load_framework",
     "load_model",
+    "project",
 ]
 
 _HOME = {
     "Estimate": "result", "Infeasible": "errors", "InputError": "errors", "Run": "spec.run",
     "Strategy": "spec.strategy", "count": "count", "estimate": "estimate", "load_cluster": "catalog",
-    "load_framework": "catalog", "load_model": "catalog",
+    "load_framework": "catalog", "load_model": "catalog", "project": "project.training",
 }  # fmt: skip
 """Module of each public name. They are imported on first use: `import simulator` alone loads nothing heavy."""
 

@@ -12,6 +12,7 @@ COMMANDS = {
     "estimate": "What one training step costs under one strategy.",
     "count": "Parameters and FLOPs of a model.",
     "catalog": "List, show and check the models, clusters and frameworks.",
+    "project": "Days, device hours, dollars and energy of a training run, with failures.",
     "validate": "Compare predictions with published runs, kernels or torch's own counts.",
 }
 

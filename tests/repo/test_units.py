@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 UNITS = (
-    "s", "seconds", "ms", "us", "bytes", "gib", "flops", "watts", "joules", "kwh", "usd", "hours", "days",
+    "s", "seconds", "ms", "us", "bytes", "gib", "flops", "watts", "joules", "kwh", "kg", "nats", "usd", "hours", "days",
     "fraction", "share", "ratio", "efficiency", "rate", "factor", "probability",
 )  # fmt: skip
-PER = re.compile(r"(?:^|_)(s|bytes|flops|usd|tokens|watts)_per_[a-z]+(_[a-z]+)?$")
+PER = re.compile(r"(?:^|_)(s|bytes|flops|usd|tokens|watts|kg)_per_[a-z]+(_[a-z]+)?$")
 DIMENSIONLESS = {
     "capacity_factor": "expert buffer slots over mean tokens",
     "active_tolerance": "a relative rounding",
@@ -29,6 +29,7 @@ DIMENSIONLESS = {
     "mfu": "a fraction of peak",
     "oversubscription": "capacity down over capacity up",
     "power": "an exponent",
+    "pue": "power of a building over that of its machines",
     "sigma": "a standard deviation of logarithms or of a ratio",
     "tolerance": "a relative rounding",
 }
@@ -41,6 +42,15 @@ ELSEWHERE = {
     "HeldParameters.largest_segment": "parameters",
     "HeldParameters.replicated": "parameters",
     "Jitter.stragglers": "a share of the ranks",
+    "Project.batch_tokens": "tokens per step",
+    "Project.critical_batch_tokens": "tokens per step",
+    "Project.steps_over_fewest": "a ratio of two counts",
+    "Project.tokens": "tokens",
+    "ScalingLaw.floor": "nats per token",
+    "ScalingLaw.parameter_power": "an exponent",
+    "ScalingLaw.parameter_scale": "nats, times parameters to a power",
+    "ScalingLaw.token_power": "an exponent",
+    "ScalingLaw.token_scale": "nats, times tokens to a power",
     "ScoredRow.error": "relative",
     "Speeds.patience": "a ratio of two times",
     "StepEnd.slowdown": "a ratio of two times",
@@ -48,10 +58,18 @@ ELSEWHERE = {
     "accumulation_bytes.held": "parameters",
     "best_math_s.peak": "FLOP/s of the dtype",
     "format_count.count": "any count",
+    "loss.parameters": "parameters",
+    "loss.tokens": "tokens",
+    "off_optimum.batch_tokens": "tokens per step",
+    "off_optimum.critical_tokens": "tokens per step",
+    "optimal_tokens.parameters": "parameters",
     "pointwise.backward": "bytes per element",
     "pointwise.forward": "bytes per element",
+    "project.tokens": "tokens",
     "sums_to.relative": "a relative difference",
     "sums_to.total": "in the unit of the parts",
+    "training_flops.parameters": "parameters",
+    "training_flops.tokens": "tokens",
 }
 """Names whose unit stands somewhere else: owner.name -> what it is."""
 

@@ -1,0 +1,1 @@
+"""Training as a project: tokens, days, failures, dollars, energy."""
