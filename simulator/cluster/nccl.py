@@ -77,8 +77,8 @@ def correction_place(size_bytes: Number) -> Place:
 
 HYBRID_CUBE_MESH_RINGS = (0, 1, 1, 2, 3.8, 1.65, 2, 2, 6)
 """Bus bandwidth over one link's, among the first n devices of a DGX-1 (V100), by n: measured 22.6, 45.1, 85.4,
-37.2 and 45.7 GB/s for 2 to 6 devices (vTrain's nccl-tests tables), 6 rings on all eight (NCCL's DGX-1 search),
-and what 6 devices have for 7."""
+37.2 and 45.7 GB/s for 2 to 6 devices (vTrain's nccl-tests tables), one ring a link on all
+eight and what 6 devices have for 7 (both assumed)."""
 
 
 @dataclass(frozen=True, slots=True)

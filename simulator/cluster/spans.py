@@ -16,11 +16,13 @@ from simulator.spec.hardware import Cluster, Tier
 
 NET_KINDS = ("infiniband", "roce", "ethernet", "dcn", "efa", "slingshot", "omni-path", "loopback")
 NET_EFFICIENCY = 0.915
-"""Share of a NIC's line rate that collectives reach over a network, geometric mean of published multi-node
-points (large messages): H100 x 4 nodes 331 and 324 of 400 GB/s, B200 EFA 382 of 400, DGX A100 192 of 200,
-ConnectX-7 46-49 of 50, GH200 NDR 48.5 of 50, an unnamed 100 GB/s fabric 92 (facts in `tools/fit_network.py`)."""
+"""Share of a NIC's line rate that collectives reach over a network: the geometric mean of published multi-node
+points of large messages. H100 x 4 nodes 331 and 324 of 400 GB/s, B200 on EFA 382 of 400, DGX A100 192 of 200,
+ConnectX-7 46 to 49 of 50, GH200 on NDR 48.5 of 50, an unnamed fabric 92 of 100 (stas00/ml-engineering
+network/README.md, nccl-tests issues 267 and 290, nccl issues 812 and 1576, a Voltage Park report)."""
 PCIE_EFFICIENCY = 0.77
-"""NCCL's PCI model value over a PCIe 3 x16 link's payload rate: 12 of 15.75 GB/s (nccl src/graph/topo.h)."""
+"""NCCL's PCI model value over a PCIe 3 x16 link's payload rate: 12 GB/s (nccl
+src/graph/topo.h) of 8 GT/s x 16 x 128/130 / 8 = 15.75."""
 
 
 def efficiency(tier: Tier) -> float:

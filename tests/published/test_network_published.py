@@ -1,5 +1,9 @@
-"""Collective times against published measurements that no constant was fitted to (H200, B300, GB200, DGX H100 log,
-and the multi-node points but EFA's); sources in facts quoted beside each table."""
+"""Collective times against published measurements; sources stand beside each table.
+
+No constant was fitted to the single-node tables here (H200, B300, GB200, the DGX H100 log, vTrain's A100). Of the
+multi-node points, one share of the NIC's rate is the mean (`spans.NET_EFFICIENCY`), EFA's crossing was set to its
+five points, and broadcast's share to its one; the rest of each time is NCCL's own model.
+"""
 
 from __future__ import annotations
 
