@@ -30,7 +30,7 @@ from simulator.schedule.timeline import Timeline
 from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
 from simulator.spec.run import Framework, Run
-from simulator.spec.strategy import Strategy
+from simulator.spec.strategy import FREE_RUNNING, Strategy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,8 @@ class Lowered:
     order: Order
     timeline: Timeline
     ends: tuple[StepEnd, ...]
+    host_wait_s: float
+    """What the pipeline would gain if kernel launches were free."""
     setting: Setting
 
 
@@ -60,19 +62,45 @@ def estimate(
     return summarise(model, cluster, run, strategy, software, lowered)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Costed:
+    """A step before it is ordered: program and costs."""
+
+    program: Program
+    costs: tuple[StageCost, ...]
+    setting: Setting
+
+
 def run_step(model: ModelSpec, cluster: Cluster, run: Run, strategy: Strategy, software: Framework) -> Lowered:
     """Lower, cost, order and simulate one step."""
+    return run_costed(cost_step(model, cluster, run, strategy, software))
+
+
+def cost_step(model: ModelSpec, cluster: Cluster, run: Run, strategy: Strategy, software: Framework) -> Costed:
+    """Lower one step and cost every stage."""
     program = lower(model, run, strategy, software)
     setting = Setting(run=run, strategy=strategy, framework=software, cluster=cluster,
                       groups=groups_of(cluster, strategy))  # fmt: skip
-    costs = stage_costs(program, setting)
+    return Costed(program=program, costs=stage_costs(program, setting), setting=setting)
+
+
+def run_costed(costed: Costed) -> Lowered:
+    """Order and simulate one step."""
+    program, costs, setting = costed.program, costed.costs, costed.setting
+    strategy, software = setting.strategy, setting.framework
     order = make_order(
         strategy.schedule, pp=strategy.pp, micro_batches=program.micro_batches, vp=strategy.vp,
         group_size=strategy.group_size,
     )  # fmt: skip
-    timeline = simulate(order, durations_of(costs, software), transfers_of(program, setting))
+    durations, transfers = durations_of(costs, software), transfers_of(program, setting)
+    timeline = simulate(order, durations, transfers)
+    host_wait_s = 0.0
+    if np.any(durations.forward_host_s):
+        free = replace(durations, forward_host_s=0.0, input_grad_host_s=0.0, weight_grad_host_s=0.0)
+        host_wait_s = timeline.makespan_s - simulate(order, free, transfers).makespan_s
     ends = _ends(program, costs, order, setting)
-    return Lowered(program=program, costs=costs, order=order, timeline=timeline, ends=ends, setting=setting)
+    return Lowered(program=program, costs=costs, order=order, timeline=timeline, ends=ends, setting=setting,
+                   host_wait_s=host_wait_s)  # fmt: skip
 
 
 def _ends(
@@ -136,7 +164,7 @@ def transfers_of(program: Program, setting: Setting) -> Transfers:
     strategy, software = setting.strategy, setting.framework
     if strategy.stages == 1:
         return Transfers()
-    split = not strategy.sequence_parallel and software.scatter_gather_p2p
+    split = splits_sends(strategy, software)
     known: dict[float, float] = {}
     seconds = []
     for stage in program.stages[:-1]:
@@ -144,8 +172,17 @@ def transfers_of(program: Program, setting: Setting) -> Transfers:
         if boundary_bytes not in known:
             known[boundary_bytes] = float(send_s(boundary_bytes, setting, split=split))
         seconds.append(known[boundary_bytes])
-    blocking = not software.overlap_p2p or strategy.schedule in ("1f1b", "gpipe")
-    return Transfers(forward_s=seconds, backward_s=seconds, blocking=blocking)
+    return Transfers(forward_s=seconds, backward_s=seconds, blocking=sends_block(strategy.schedule, software))
+
+
+def splits_sends(strategy: Strategy, software: Framework) -> bool:
+    """Whether a send carries 1 / tp of the activation, which the receiver's tp group gathers."""
+    return not strategy.sequence_parallel and software.scatter_gather_p2p
+
+
+def sends_block(schedule: str, software: Framework) -> bool:
+    """Whether a rank computes nothing until what it sends has arrived."""
+    return not software.overlap_p2p or schedule in ("1f1b", "gpipe")
 
 
 def send_s(boundary_bytes: Number, setting: Setting, *, split: bool) -> Number:
@@ -179,9 +216,18 @@ def memory_of(lowered: Lowered) -> Memory:
 
 
 def time_of(lowered: Lowered, strategy: Strategy) -> TimeParts:
-    """The step of the rank that finishes last, by part. What its work does not explain is waiting: host or bubble."""
+    """The step of the rank that finishes last, by part. What its work does not explain is waiting: for kernel launches
+    (what the step would gain if they were free), or for the rest of the pipeline.
+
+    Zero-bubble schedules let each rank go on to the next step without a barrier (optimizer post-validation, Qi 2023
+    sec. 4): a rank's step then begins with its own first task.
+    """
     ends_s = lowered.timeline.rank_end_s.tolist()
-    finish = [end + float(tail.total_s) for end, tail in zip(ends_s, lowered.ends, strict=True)]
+    begins_s = lowered.timeline.rank_start_s.tolist() if strategy.schedule in FREE_RUNNING else [0.0] * strategy.pp
+    finish = [
+        end - begin + float(tail.total_s)
+        for begin, end, tail in zip(begins_s, ends_s, lowered.ends, strict=True)
+    ]
     rank = finish.index(max(finish))
     parts: dict[str, float] = defaultdict(float)
     hidden: dict[str, float] = defaultdict(float)
@@ -201,7 +247,8 @@ def time_of(lowered: Lowered, strategy: Strategy) -> TimeParts:
     parts["optimizer"] += float(tail.optimizer_s)
     hidden["dp"] += float(tail.hidden_s)
     idle = max(finish) - sum(parts.values())
-    parts["bubble" if strategy.pp > 1 else "host"] += idle
+    parts["host"] += min(idle, lowered.host_wait_s) if strategy.pp > 1 else idle
+    parts["bubble"] += max(idle - lowered.host_wait_s, 0.0) if strategy.pp > 1 else 0.0
     return TimeParts(parts=_merged(parts), hidden=_merged(hidden))
 
 

@@ -51,10 +51,14 @@ def _fused(
     """
     batch, heads, kv_heads, q_len = _local(spec, shard)
     window = spec.window or spec.chunk
+    # Causal work is dealt out evenly over cp (2 cp chunks, Llama 3 sec. 3.3.2): that of whole sequences on 1 / cp of
+    # the heads.
+    whole = spec.causal and shard.context_kind != "ulysses"
+    core_heads, core_q_len = (heads / shard.cp, shard.seq_len) if whole else (heads, q_len)
 
     def core(*, backward: bool) -> Work:
         return AttentionCore(
-            batch=batch, heads=heads, kv_heads=kv_heads, q_len=q_len, kv_len=kv_len, head_dim=spec.head_dim,
+            batch=batch, heads=core_heads, kv_heads=kv_heads, q_len=core_q_len, kv_len=kv_len, head_dim=spec.head_dim,
             value_head_dim=spec.value_head_dim, causal=spec.causal, window=window, backward=backward,
             kernel=kernels.attention_kernel, dtype=kernels.activation_dtype,
         )  # fmt: skip

@@ -13,6 +13,8 @@ SCHEDULES = (
     "gpipe", "1f1b", "eager-1f1b", "interleaved", "interleaved-bfs", "zb-h1", "zb-h2", "zbv",
     "v-half", "v-min", "dualpipe", "dualpipev", "chimera",
 )  # fmt: skip
+FREE_RUNNING = ("zb-h1", "zb-h2", "zbv", "v-half", "v-min")
+"""Schedules whose ranks begin the next step without a barrier (sail-sg/zero-bubble: optimizer post-validation)."""
 RECOMPUTE = ("none", "selective", "full", "modules")
 RECOMPUTE_MODULES = (
     "core_attn", "attention", "mlp", "moe", "moe_act", "layernorm", "mla_up_proj", "shared_experts",
