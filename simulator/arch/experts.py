@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from simulator.arch.feed_forward import activation, activation_input, feed_forward
+from simulator.arch.feed_forward import activation, feed_forward
 from simulator.arch.linear import linear, pointwise
 from simulator.arch.operations import Collective, GroupedGemm, Number, Operation, Pointwise, Saved, Weight
 from simulator.arch.shard import Kernels, Shard, is_split
@@ -197,7 +197,7 @@ def _grouped_feed_forward(
             f"{name}.up", local=local, rows=rows, inputs=width, outputs=columns, spec=spec, shard=shard,
             kernels=kernels,
             saves=(Saved(name=f"{name}.expert_input", bytes=rows * width * kernels.gemm_input_bytes), *offsets,
-                   *activation_input(f"{name}.up.output", spec, rows * columns * size)),
+                   Saved(name=f"{name}.up.output", bytes=rows * columns * size)),
         ),
         activation(f"{name}.activation", rows=rows, hidden=hidden, spec=spec, kernels=kernels,
                    modules=("moe_act", "moe")),

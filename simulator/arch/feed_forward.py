@@ -14,7 +14,8 @@ def activation(
 ) -> Operation:  # fmt: skip
     """The activation between the matrices: reads 1 (gated: 2) values per hidden unit, writes 1.
 
-    Saves its output, the second matrix's input; its own input is saved by the layer that made it. Unfused, the
+    Saves its output, the second matrix's input; its own input is saved by the layer that made it. A plain ReLU needs
+    its output only, so the two are one tensor, listed as the input (recomputing it frees nothing). Unfused, the
     gate's product is a kernel of its own (2 + 3 elements forward, 3 + 3 + 3 backward) that keeps the activated gate.
     """
     size = kernels.element_bytes
@@ -22,7 +23,9 @@ def activation(
     reads = 2 if gated else 1
     fused = kernels.fused_bias_activation or kernels.compiled
     extra = int(gated and not fused)
-    saves = [Saved(name=f"{name}.output", bytes=rows * hidden * kernels.gemm_input_bytes)]
+    saves: list[Saved] = []
+    if spec.activation != "relu" or gated:
+        saves.append(Saved(name=f"{name}.output", bytes=rows * hidden * kernels.gemm_input_bytes))
     if gated and not fused:
         saves.append(Saved(name=f"{name}.gate", bytes=rows * hidden * size))
     return pointwise(
@@ -37,13 +40,6 @@ def activation(
     )
 
 
-def activation_input(name: str, spec: FeedForwardSpec | ExpertsSpec, size_bytes: Number) -> tuple[Saved, ...]:
-    """What an activation keeps of its input: all of it, but nothing for a plain ReLU, which needs its output only."""
-    if spec.activation == "relu" and not spec.gated:
-        return ()
-    return (Saved(name=name, bytes=size_bytes),)
-
-
 def feed_forward(
     spec: FeedForwardSpec, *, width: int, shard: Shard, kernels: Kernels, name: str = "mlp",
     modules: tuple[str, ...] = ("mlp",),
@@ -56,7 +52,7 @@ def feed_forward(
         linear(
             f"{name}.up", tokens=tokens, inputs=width, outputs=columns, kernels=kernels,
             bias_elements=columns if spec.bias else 0, modules=modules,
-            saves=activation_input(f"{name}.up.output", spec, tokens * columns * kernels.element_bytes),
+            saves=(Saved(name=f"{name}.up.output", bytes=tokens * columns * kernels.element_bytes),),
         ),
         activation(
             f"{name}.activation", rows=tokens, hidden=hidden, spec=spec, kernels=kernels,

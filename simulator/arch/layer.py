@@ -68,7 +68,7 @@ def _with_norms_and_adds(
             result.append(_kept_input(name, model, shard, kernels))
         result += operations
         if after and remaining > 0:
-            result.append(_norm(f"{name}.post_norm", model, shard, kernels, output_saved=False))
+            result.append(_norm(f"{name}.post_norm", model, shard, kernels, output_saved=False, modules=()))
             remaining -= 1
         result.append(
             bias_dropout_add(f"{name}.add", tokens=shard.split_tokens, width=model.hidden, kernels=kernels, bias=bias)
@@ -84,11 +84,12 @@ def _kept_input(name: str, model: ModelSpec, shard: Shard, kernels: Kernels) -> 
 
 def _norm(
     name: str, model: ModelSpec, shard: Shard, kernels: Kernels, *, input_saved: bool = True,
-    output_saved: bool = True,
+    output_saved: bool = True, modules: tuple[str, ...] = ("layernorm",),
 ) -> Operation:  # fmt: skip
     return norm(
         name, tokens=shard.split_tokens, width=model.hidden, kernels=kernels, layernorm=model.norm == "layernorm",
         bias=model.norm_bias, input_saved=input_saved, output_saved=output_saved,
+        modules=modules,
     )  # fmt: skip
 
 
@@ -136,12 +137,12 @@ def mtp_segment(model: ModelSpec, *, shard: Shard, kernels: Kernels) -> Segment:
     operations = [
         Operation(name="mtp.embedding", saves=(mask,) if kernels.dropout else ()),
         # The trunk's final norm lists this norm's input, which the head reads too.
-        _norm("mtp.hidden_norm", model, shard, kernels, input_saved=False, output_saved=False),
-        _norm("mtp.embedding_norm", model, shard, kernels, output_saved=False),
+        _norm("mtp.hidden_norm", model, shard, kernels, input_saved=False, output_saved=False, modules=()),
+        _norm("mtp.embedding_norm", model, shard, kernels, output_saved=False, modules=()),
         linear("mtp.project", tokens=shard.tokens, inputs=2 * width, outputs=width / shard.tp, kernels=kernels,
                saves=(Saved(name="mtp.joined", bytes=shard.split_tokens * 2 * width * kernels.gemm_input_bytes),)),
         *layer_operations(last, model, shard=shard, kernels=kernels),
-        _norm("mtp.final_norm", model, shard, kernels),
+        _norm("mtp.final_norm", model, shard, kernels, modules=()),
         *head(shared_head, shard=shard, kernels=kernels),
     ]
     return Segment(name="mtp", operations=tuple(operations), recomputable=False,

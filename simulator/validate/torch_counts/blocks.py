@@ -19,6 +19,7 @@ from simulator.arch.shard import Kernels
 from simulator.parallel.recompute import Policy
 from simulator.spec.model import AttentionSpec, FeedForwardSpec, LstmSpec, ModelSpec
 from simulator.validate.torch_counts import functions
+from simulator.validate.torch_counts.discard import Discarded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,15 @@ class Setting:
         if module in self.policy.modules:
             return checkpoint(run, *inputs, use_reentrant=False)
         return run(*inputs)
+
+    def discarded(self, module: str, run: Callable[..., Any], *inputs: Any) -> tuple[Any, Callable[[Tensor], Tensor]]:
+        """Run a module whose output is made again in backward, when the policy names it; give its output to a reader,
+        then that reader's output to the function returned.
+        """
+        if module not in self.policy.modules:
+            return run(*inputs), lambda read: read
+        kept = Discarded(run, inputs)
+        return kept.run(), kept.release
 
 
 def parameter(*sizes: int) -> nn.Parameter:
@@ -128,9 +138,13 @@ class Attention(nn.Module):
         return self.setting.recomputed("attention", self._run, x, memory, bias, tables)
 
     def _run(self, x: Tensor, memory: Tensor | None, bias: Tensor | None, tables: Any) -> Tensor:
-        heads = self._latent_heads(x, tables) if self.spec.latent else self._heads(x, memory, tables)
+        release: Callable[[Tensor], Tensor] = lambda read: read
+        if self.spec.latent:
+            heads, release = self._latent_heads(x, tables)
+        else:
+            heads = self._heads(x, memory, tables)
         mask = tables.mask(self.spec, heads[0].shape[1], heads[1].shape[1])
-        context = self.setting.recomputed("core_attn", self._core, *heads, bias, mask)
+        context = release(self.setting.recomputed("core_attn", self._core, *heads, bias, mask))
         return self.out(context.flatten(2))
 
     def _heads(self, x: Tensor, memory: Tensor | None, tables: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,12 +162,12 @@ class Attention(nn.Module):
             q, k = self._turn(q, tables), self._turn(k, tables)
         return q, k, v.unflatten(-1, (spec.kv_heads, -1))
 
-    def _latent_heads(self, x: Tensor, tables: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def _latent_heads(self, x: Tensor, tables: Any) -> Any:
         spec = self.spec
         query = self.q_latent_norm(self.q_down(x)) if spec.q_lora_rank else x
         latent, shared = self.kv_down(x)
-        inputs = (query, self.kv_latent_norm(latent), self._turn(shared.unflatten(-1, (1, -1)), tables), tables)
-        return self.setting.recomputed("mla_up_proj", self._up, *inputs)
+        turned = self._turn(shared.unflatten(-1, (1, -1)), tables)
+        return self.setting.discarded("mla_up_proj", self._up, query, self.kv_latent_norm(latent), turned, tables)
 
     def _up(self, query: Tensor, latent: Tensor, shared: Tensor, tables: Any) -> tuple[Tensor, Tensor, Tensor]:
         spec = self.spec

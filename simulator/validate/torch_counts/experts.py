@@ -85,8 +85,8 @@ class Experts(nn.Module):
         offsets = torch.zeros(self.spec.count, dtype=torch.int32, device=x.device)
         expert = torch.arange(self.spec.count, device=x.device).repeat_interleave(order.shape[0] // self.spec.count)
         rows = self._product(x.index_select(0, token), self.up, self.up_bias, offsets, expert)
-        rows = self.setting.recomputed("moe_act", self._activated, rows)
-        rows = self._product(rows, self.down, self.down_bias, offsets, expert)
+        rows, release = self.setting.discarded("moe_act", self._activated, rows)
+        rows = release(self._product(rows, self.down, self.down_bias, offsets, expert))
         weighted = rows * weights.flatten().index_select(0, order)[:, None]
         return torch.zeros_like(x).scatter_add(0, token[:, None].expand_as(weighted), weighted)
 

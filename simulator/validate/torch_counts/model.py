@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -108,12 +109,15 @@ class Layer(nn.Module):
 
     def _run(self, x: Tensor, memory: Tensor | None, bias: Tensor | None, tables: Tables) -> Tensor:
         if self.spec.parallel:
-            normal = self._normal(self.blocks[0], x)
-            for name in self.blocks:
-                x = x + dropped(self._block(name, normal, memory, bias, tables), self.setting.kernels)
-            return x
+            normal, release = self._discarded_norm(self.blocks[0], x)
+            made = [self._block(name, normal, memory, bias, tables) for name in self.blocks]
+            return x + release(sum(dropped(each, self.setting.kernels) for each in made))
         for name in self.blocks:
-            made = self._block(name, x if self.after else self._normal(name, x), memory, bias, tables)
+            if self.after:
+                made = self._block(name, x, memory, bias, tables)
+            else:
+                normal, release = self._discarded_norm(name, x)
+                made = release(self._block(name, normal, memory, bias, tables))
             if name in self.post_norms:
                 made = self.post_norms[name](made)
             x = x + dropped(made, self.setting.kernels)
@@ -122,9 +126,12 @@ class Layer(nn.Module):
         return x
 
     def _normal(self, name: str, x: Tensor) -> Tensor:
+        return self.norms[name](x) if name in self.norms else x
+
+    def _discarded_norm(self, name: str, x: Tensor) -> Any:
         if name not in self.norms:
-            return x
-        return self.setting.recomputed("layernorm", self.norms[name], x)
+            return x, lambda read: read
+        return self.setting.discarded("layernorm", self.norms[name], x)
 
     def _block(
         self, name: str, x: Tensor, memory: Tensor | None, bias: Tensor | None, tables: Tables
@@ -235,7 +242,9 @@ class MultiTokenPrediction(nn.Module):
         stack, width = setting.model.stacks[-1], setting.model.hidden
         self.hidden_norm, self.embedding_norm, self.final_norm = (full_norm(setting) for _ in range(3))
         self.project = Linear(2 * width, width)
-        self.layer = Layer(stack.layer(stack.layers - 1), setting, after=False)
+        # Our program recomputes the layers of the trunk only.
+        kept = replace(setting, policy=replace(setting.policy, full=False))
+        self.layer = Layer(stack.layer(stack.layers - 1), kept, after=False)
 
     def forward(self, x: Tensor, embedded: Tensor, tables: Tables) -> Tensor:
         joined = self.project(torch.cat((self.hidden_norm(x), self.embedding_norm(embedded)), -1))

@@ -107,7 +107,7 @@ def saved_sizes(run: Callable[[], Any], constants: Iterable[Tensor]) -> list[int
     """Bytes of each storage that autograd keeps from `run` to its backward, largest first.
 
     Parameters and other `constants` are no activations. Python scalars kept as 0-dim tensors (a loss's element count)
-    are left out: they are not per token.
+    are left out: they are not per token; so is what was freed again before the backward.
     """
     kept: dict[int, Tensor] = {}
 
@@ -118,7 +118,11 @@ def saved_sizes(run: Callable[[], Any], constants: Iterable[Tensor]) -> list[int
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         result = run()
     known = {tensor.untyped_storage()._cdata for tensor in constants}
-    sizes = [tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in known and tensor.dim()]
+    sizes = [
+        tensor.untyped_storage().nbytes()
+        for key, tensor in kept.items()
+        if key not in known and tensor.dim() and tensor.untyped_storage().nbytes()
+    ]
     del result
     return sorted(sizes, reverse=True)
 
