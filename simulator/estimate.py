@@ -13,6 +13,7 @@ from simulator.arch.flops import executed_flops, model_flops_per_sequence
 from simulator.arch.operations import Number, largest
 from simulator.cluster.device import peak_flops_per_s
 from simulator.cluster.network import collective_time_s
+from simulator.intervals import regime_interval
 from simulator.parallel.legal import check
 from simulator.parallel.lower import Program, lower, sequence_lengths
 from simulator.parallel.memory import rank_memory, segment_memories
@@ -31,6 +32,9 @@ from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
 from simulator.spec.run import Framework, Run
 from simulator.spec.strategy import FREE_RUNNING, Strategy
+
+LARGEST_FACTOR = 1e6
+"""Upper end of an interval without any residuals to read it off: JSON has no infinity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,6 +290,8 @@ def summarise(
     stages = [lowered.program.stages[stage] for stage in rank_stages(lowered.order, 0)]
     traffic = traffic_bytes(lowered.program, stages, lowered.setting)
     bracket = (step_s - time.exposed_comm_s, step_s + sum(time.hidden.values()))
+    regime = regime_of(model, cluster, run, strategy, time)
+    low, high = regime_interval(regime["kind"], regime["bound"], regime["pipeline"])
     return Estimate(
         model=model.name,
         cluster=cluster.name,
@@ -294,8 +300,8 @@ def summarise(
         strategy=asdict(strategy),
         devices=strategy.devices,
         step_time_s=step_s,
-        step_time_low_s=bracket[0],
-        step_time_high_s=bracket[1],
+        step_time_low_s=low * step_s,
+        step_time_high_s=min(high, LARGEST_FACTOR) * step_s,
         bracket_s=bracket,
         tokens_per_s=run.global_batch * sum(lengths) / step_s,
         model_flops_per_step=flops,
@@ -307,6 +313,6 @@ def summarise(
         traffic_bytes={axis: float(value) for axis, value in traffic.items() if float(value)},
         provenance=provenance_of(model, cluster, software),
         notes=notes_of(cluster, run, strategy, software),
-        regime=regime_of(model, cluster, run, strategy, time),
+        regime=regime,
         _timeline=lowered.timeline,
     )

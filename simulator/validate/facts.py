@@ -12,7 +12,7 @@ from simulator.estimate import estimate
 from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
 from simulator.spec.run import Framework
-from simulator.validate.intervals import Residual, read_residuals
+from simulator.intervals import Residual, read_residuals
 from simulator.validate.report import read_reasons
 
 estimator = estimate

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from simulator.errors import InputError, Problem
-from simulator.validate.intervals import write_residuals
+from simulator.intervals import write_residuals
 from simulator.validate.score import ScoredRow, Scores, SkippedRow
 
 WORST = 20

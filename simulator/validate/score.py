@@ -14,7 +14,7 @@ from simulator.spec.model import ModelSpec
 from simulator.spec.run import Run
 from simulator.spec.strategy import Strategy
 from simulator.validate.configure import Configuration, Facts, configure
-from simulator.validate.intervals import Residual, interval
+from simulator.intervals import Residual, interval
 from simulator.validate.metrics import (
     constant_errors,
     coverage,

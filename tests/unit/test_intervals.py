@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from simulator.errors import InputError
-from simulator.validate.intervals import MIN_ROWS, Residual, interval, read_residuals, write_residuals
+from simulator.intervals import MIN_ROWS, Residual, interval, read_residuals, write_residuals
 
 DENSE = {"kind": "dense", "device": "d", "bound": "compute", "pipeline": "no", "precision": "bf16"}
 

@@ -12,6 +12,8 @@ import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 
 from simulator.errors import InputError, Problem
@@ -49,6 +51,20 @@ def kin(family: str) -> str:
     ('nvidia', 'vtrain')
     """
     return KIN.get(family, family)
+
+
+@lru_cache(maxsize=1)
+def published_residuals() -> tuple[Residual, ...]:
+    """The residuals that this version was validated with: shipped in the wheel, in validation/ of a checkout."""
+    own = Path(str(files("simulator").joinpath("_catalog", "validation", "residuals.csv")))
+    path = own if own.is_file() else Path(__file__).parents[1] / "validation" / "residuals.csv"
+    return read_residuals(path) if path.is_file() else ()
+
+
+@lru_cache(maxsize=256)
+def regime_interval(kind: str, bound: str, pipeline: str) -> tuple[float, float]:
+    """Factors (low, high) for a regime from all published residuals; (0, inf) where there are none."""
+    return interval({"kind": kind, "bound": bound, "pipeline": pipeline}, published_residuals())
 
 
 def interval(
