@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from simulator.count import count
     from simulator.errors import Infeasible, InputError
     from simulator.estimate import estimate
+    from simulator.plan.planner import plan
+    from simulator.plan.result import Plan
     from simulator.project.training import project
     from simulator.result import Estimate
     from simulator.spec.run import Run
@@ -31,6 +33,7 @@ __all__ = [
     "Estimate",
     "Infeasible",
     "InputError",
+    "Plan",
     "Run",
     "Strategy",
     "count",
@@ -38,13 +41,15 @@ __all__ = [
     "load_cluster",
     "load_framework",
     "load_model",
+    "plan",
     "project",
 ]
 
 _HOME = {
     "Estimate": "result", "Infeasible": "errors", "InputError": "errors", "Run": "spec.run",
     "Strategy": "spec.strategy", "count": "count", "estimate": "estimate", "load_cluster": "catalog",
-    "load_framework": "catalog", "load_model": "catalog", "project": "project.training",
+    "load_framework": "catalog", "load_model": "catalog", "Plan": "plan.result", "plan": "plan.planner",
+    "project": "project.training",
 }  # fmt: skip
 """Module of each public name. They are imported on first use: `import simulator` alone loads nothing heavy."""
 

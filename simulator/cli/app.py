@@ -10,9 +10,12 @@ from simulator import __version__
 
 COMMANDS = {
     "estimate": "What one training step costs under one strategy.",
+    "plan": "The best strategy of the whole legal space, proven.",
     "count": "Parameters and FLOPs of a model.",
     "catalog": "List, show and check the models, clusters and frameworks.",
     "project": "Days, device hours, dollars and energy of a training run, with failures.",
+    "report": "One HTML file: tables, pictures, assumptions and sources.",
+    "trace": "One step as a file that Perfetto opens.",
     "validate": "Compare predictions with published runs, kernels or torch's own counts.",
 }
 

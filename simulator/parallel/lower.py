@@ -123,7 +123,7 @@ def lower(model: ModelSpec, run: Run, strategy: Strategy, framework: Framework) 
     """Split a model over pipeline stages and give each stage its program."""
     pieces = pieces_of(model, run, strategy, framework)
     split = layers_of_stages(pieces.layers, strategy.stages, strategy.layers_per_stage)
-    boundaries = _boundary_bytes(model, pieces.shards, pieces.kernels, split)
+    boundaries = boundary_bytes(model, pieces.shards, pieces.kernels, split)
     return Program(
         stages=tuple(
             Stage(index=index, parts=_runs(held), boundary_bytes=boundaries[index])
@@ -212,7 +212,7 @@ def tied_copy(embedding: Segment) -> Segment:
     return Segment(name="head.tied_copy", operations=(operation,), input_bytes=0.0, recomputable=False)
 
 
-def _boundary_bytes(
+def boundary_bytes(
     model: ModelSpec, shards: list[Shard], kernels: Kernels, split: tuple[int, ...]
 ) -> list[Number]:
     """Bytes each stage sends on. A decoder stage also passes the encoder's output along (Megatron T5)."""

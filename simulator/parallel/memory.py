@@ -6,11 +6,12 @@ working set of the segment at work + loss and logits + communication buffers + w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from simulator.arch.layer import Segment
 from simulator.arch.operations import Number, largest
 from simulator.cluster.elementwise import minimum, where
 from simulator.parallel.lower import Program, Stage
@@ -34,15 +35,19 @@ class SegmentMemory:
 
 def segment_memories(program: Program, strategy: Strategy) -> dict[str, SegmentMemory]:
     """Activation bytes of every distinct segment, by name."""
-    policy = policy_of(strategy)
     distinct = {segment.name: segment for stage in program.stages for segment, _ in stage.parts}
+    return memories_of(distinct.values(), policy_of(strategy))
+
+
+def memories_of(segments: Iterable[Segment], policy: Policy) -> dict[str, SegmentMemory]:
+    """Activation bytes of segments under a recomputation policy, by name."""
     return {
-        name: SegmentMemory(
+        segment.name: SegmentMemory(
             saved_bytes=saved_bytes(segment, policy),
             plain_bytes=saved_bytes(segment, Policy()),
             largest_bytes=largest(saved.bytes for operation in segment.operations for saved in operation.saves),
         )
-        for name, segment in distinct.items()
+        for segment in segments
     }
 
 

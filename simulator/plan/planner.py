@@ -1,0 +1,85 @@
+"""model + cluster + run -> the best strategy of the whole legal space, proven."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from simulator import catalog
+from simulator.errors import Infeasible, InputError, Problem, did_you_mean
+from simulator.plan.limits import Limits
+from simulator.plan.result import Plan, Planned, Proof, binds, why_lost
+from simulator.plan.score import Question, score
+from simulator.plan.search import OBJECTIVES, Found, fitting, search
+from simulator.plan.space import build_space
+from simulator.spec.hardware import Cluster
+from simulator.spec.model import ModelSpec
+from simulator.spec.run import Framework, Run
+
+FOREVER_S = 1e9
+MEMORY = "does not fit in memory"
+
+
+def plan(
+    model: ModelSpec,
+    cluster: Cluster,
+    run: Run,
+    *,
+    objective: str = "tokens_per_s",
+    limit: int = 10,
+    fix: Mapping[str, Any] | None = None,
+    allow: Mapping[str, Sequence[Any]] | None = None,
+    within: Mapping[str, tuple[int, int]] | None = None,
+    forbid: Mapping[str, Sequence[Any]] | None = None,
+    time_limit_s: float = FOREVER_S,
+    framework: Framework | None = None,
+) -> Plan:
+    """The `limit` best strategies of every legal one on all devices of the cluster.
+
+    `objective`: "tokens_per_s" (with "step_time" the same order) or "memory" (least peak, then fastest). `fix`
+    {"tp": 8}, `allow` {"schedule": ("1f1b", "zbv")}, `within` {"tp": (1, 8)}, `forbid` {"recompute": ("full",)} narrow
+    the space. With a time limit [s] the best so far, with its gap.
+
+    Raises InputError for bad limits, Infeasible when nothing is legal or nothing fits, with the reasons counted.
+    """
+    started = time.monotonic()
+    if objective not in OBJECTIVES:
+        hint = did_you_mean(objective, OBJECTIVES)
+        raise InputError([Problem(f"objective {objective!r} is unknown.", "objective", hint)])
+    if limit < 1:
+        raise InputError([Problem(f"limit({limit}) must be at least 1.", "limit")])
+    software = framework if framework is not None else catalog.load_framework(run.framework)
+    run = replace(run, seq_len=run.seq_len or model.seq_len)
+    limits = Limits(fix=fix or {}, allow=allow or {}, within=within or {}, forbid=forbid or {})
+    question = Question(model=model, cluster=cluster, run=run, framework=software)
+    space = build_space(model, cluster, run, software, limits)
+    candidates = fitting(score(space, question), cluster.device.memory_bytes)
+    unfit = space.legal - len(candidates)
+    rejected = {**space.rejected, **({MEMORY: unfit} if unfit else {})}
+    searched = search(space, question, candidates, OBJECTIVES[objective], limit=limit, time_limit_s=time_limit_s)
+    if not searched.found:
+        raise Infeasible([f"No strategy of {space.considered:,} is legal and fits {cluster.devices} devices.",
+                          *(f"{count:,}: {reason}" for reason, count in _by_count(rejected))])  # fmt: skip
+    proof = Proof(considered=space.considered, legal=space.legal, fits=len(candidates), bounded=candidates.bounded,
+                  refined=searched.refined, engine_runs=searched.engine_runs, gap=searched.gap)  # fmt: skip
+    return Plan(model=model.name, cluster=cluster.name, devices=cluster.devices, objective=objective,
+                entries=_entries(searched.found), proof=proof, rejected=dict(_by_count(rejected)),
+                wall_s=time.monotonic() - started)  # fmt: skip
+
+
+def _by_count(rejected: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(rejected.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _entries(found: Sequence[Found]) -> tuple[Planned, ...]:
+    best = found[0].estimate
+    return tuple(
+        Planned(
+            strategy=each.strategy, estimate=each.estimate, bound_s=each.bound_s,
+            tied=best.step_time_low_s <= each.estimate.step_time_s <= best.step_time_high_s,
+            why=why_lost(each.estimate, best) if each is not found[0] else binds(best),
+        )
+        for each in found
+    )  # fmt: skip

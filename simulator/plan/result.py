@@ -1,0 +1,122 @@
+"""What a plan answers: the best strategies with their estimates, the proof, and what was refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, overload
+
+from simulator.result import Estimate
+from simulator.spec.strategy import Strategy
+from simulator.units import format_time
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """Why nothing better was missed: every legal strategy was refused for memory, bounded above the best, or run.
+
+    `gap` is how much better than the best found an unrun strategy could still be, relative to the best; 0 when proven.
+    """
+
+    considered: int
+    legal: int
+    fits: int
+    bounded: int
+    """Strategies scored by the broadcast bound."""
+    refined: int
+    """Strategies bounded again by the finer bound."""
+    engine_runs: int
+    gap: float
+
+    @property
+    def optimal(self) -> bool:
+        return self.gap == 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """One strategy of a plan."""
+
+    strategy: Strategy
+    estimate: Estimate
+    bound_s: float
+    """Seconds that this strategy was known not to beat before it was run."""
+    tied: bool
+    """Within the prediction interval of the best: the estimate cannot tell them apart."""
+    why: str
+    """What it loses against the best and what it gains, largest first; of the best, what its time goes into."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The answer of `plan`: the best strategies in order."""
+
+    model: str
+    cluster: str
+    devices: int
+    objective: str
+    entries: tuple[Planned, ...]
+    proof: Proof
+    rejected: Mapping[str, int]
+    wall_s: float
+    notes: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[Planned]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @overload
+    def __getitem__(self, index: int) -> Planned: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Planned, ...]: ...
+    def __getitem__(self, index: int | slice) -> Planned | tuple[Planned, ...]:
+        return self.entries[index]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per strategy: its fields, then step time [s], tokens/s, MFU, peak memory [B]."""
+        import pandas as pd
+
+        return pd.DataFrame([
+            {**asdict(entry.strategy), "step_time_s": entry.estimate.step_time_s,
+             "tokens_per_s": entry.estimate.tokens_per_s, "mfu": entry.estimate.mfu,
+             "peak_memory_bytes": entry.estimate.peak_memory_bytes, "tied": entry.tied}
+            for entry in self.entries
+        ])  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document of `shardwise plan --json`."""
+        proof = self.proof
+        return {
+            "model": self.model, "cluster": self.cluster, "devices": self.devices, "objective": self.objective,
+            "considered": proof.considered, "legal": proof.legal, "fits": proof.fits, "bounded": proof.bounded,
+            "refined": proof.refined, "engine_runs": proof.engine_runs, "gap": proof.gap, "optimal": proof.optimal,
+            "wall_s": self.wall_s, "rejected": dict(self.rejected),
+            "strategies": [
+                {"strategy": asdict(entry.strategy), "estimate": entry.estimate.to_dict(), "bound_s": entry.bound_s,
+                 "tied": entry.tied, "why": entry.why}
+                for entry in self.entries
+            ],
+            "notes": list(self.notes),
+        }  # fmt: skip
+
+
+def why_lost(other: Estimate, best: Estimate) -> str:
+    """The largest differences between the times of two strategies, in words."""
+    names = {*other.time.parts, *best.time.parts}
+    change = {name: other.time.parts.get(name, 0.0) - best.time.parts.get(name, 0.0) for name in names}
+    floor = 0.002 * best.step_time_s
+    large = [(s, name) for name, s in change.items() if abs(s) >= floor]
+    parts = sorted(large, key=lambda item: (-abs(item[0]), item[1]))
+    words = ", ".join(f"{name} {'+' if s > 0 else '-'}{format_time(abs(s))}" for s, name in parts[:4])
+    return words or "the same within 0.2 % in every part"
+
+
+def binds(estimate: Estimate) -> str:
+    """The largest parts of a step, in words."""
+    parts = sorted(estimate.time.parts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {s / estimate.step_time_s:.0%}" for name, s in parts[:3])

@@ -1,0 +1,61 @@
+"""A plan as a person acts on it: the best, the runners-up and why they lost, what was refused, the proof."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from simulator.report.text import rendered, table
+from simulator.units import format_bytes, format_count, format_percent, format_time
+
+if TYPE_CHECKING:
+    from simulator.plan.result import Plan, Planned
+    from simulator.spec.strategy import Strategy
+
+
+def strategy_words(strategy: Strategy) -> str:
+    """The degrees that are not 1 and the options that matter, on one line."""
+    words = [f"{name} {getattr(strategy, name)}" for name in ("tp", "cp", "pp", "dp", "ep", "etp", "vp")
+             if getattr(strategy, name) > 1]  # fmt: skip
+    words += [f"micro-batch {strategy.micro_batch}", strategy.schedule if strategy.pp > 1 else ""]
+    words += [f"zero {strategy.zero}" if strategy.zero else "", f"recompute {strategy.recompute}"]
+    if strategy.recompute_layers:
+        words[-1] += f" ({strategy.recompute_layers} layers)"
+    words.append(strategy.context_kind if strategy.cp > 1 else "")
+    words.append("" if strategy.sequence_parallel or strategy.tp == 1 else "no sequence parallelism")
+    words.append("" if strategy.order == type(strategy)().order else "-".join(strategy.order))
+    return "  ".join(word for word in words if word)
+
+
+def plan_text(plan: Plan) -> str:
+    """The best strategy, the runners-up, the proof, and what was refused."""
+    best, proof = plan[0], plan.proof
+    found = best.estimate
+    head = [
+        f"{plan.model} on {plan.devices} devices of {plan.cluster}, objective {plan.objective}",
+        "",
+        f"best        {strategy_words(best.strategy)}",
+        (f"step time   {format_time(found.step_time_s)}, {format_count(found.tokens_per_s)} tokens/s, "
+         f"MFU {format_percent(found.mfu)}"),
+        f"memory      {format_bytes(found.peak_memory_bytes)} of {format_bytes(found.device_memory_bytes)}",
+        f"time goes   {best.why}",
+        "",
+    ]  # fmt: skip
+    verdict = "proven best" if proof.optimal else f"not proven: up to {format_percent(proof.gap)} better may exist"
+    tail = [
+        (f"{verdict}: {proof.considered:,} considered, {proof.legal:,} legal, {proof.fits:,} fit, all bounded, "
+         f"{proof.refined:,} bounded again, {proof.engine_runs:,} run, in {plan.wall_s:.2f} s"),
+        *(f"- {count:,} refused: {reason}" for reason, count in plan.rejected.items()),
+        *(f"- {note}" for note in plan.notes),
+    ]
+    return rendered(["\n".join(head), _runners(plan.entries), *tail])
+
+
+def _runners(entries: Sequence[Planned]) -> Any:
+    rows = [
+        (strategy_words(entry.strategy), format_time(entry.estimate.step_time_s),
+         format_bytes(entry.estimate.peak_memory_bytes), "tie" if entry.tied and index else "",
+         entry.why if index else "")
+        for index, entry in enumerate(entries)
+    ]  # fmt: skip
+    return table("Best first, and what each loses", ("strategy", "step", "memory", "", "against the best"), rows)
