@@ -97,7 +97,7 @@ def _unfused(
     Korthikanti 2022 sec. 4.1. An unfused softmax runs scale, mask, and an fp32 softmax as kernels of their own and
     keeps its output in fp32, besides the probabilities in the activations' dtype.
     """
-    batch, heads, _, q_len = _local(spec, shard)
+    batch, heads, kv_heads, q_len = _local(spec, shard)
     groups, size = batch * heads, kernels.element_bytes
     scores = groups * q_len * kv_len
     dtype = kernels.activation_dtype
@@ -124,6 +124,28 @@ def _unfused(
         softmax,
         *_probability_dropout(scores, kernels, name),
         Operation(name=f"{name}.context", forward=(context,), input_grad=(context_p, context_v), modules=CORE),
+        *_layout(spec, rows=groups * q_len, kv_rows=batch * kv_heads * kv_len, kernels=kernels, name=name),
+    ]
+
+
+def _layout(
+    spec: AttentionSpec, *, rows: Number, kv_rows: Number, kernels: Kernels, name: str
+) -> list[Operation]:
+    """Copies between [batch heads, sequence, dim] and [sequence, batch, width]: the context forward and its gradient,
+    and the gradients of Q, K and V put side by side (Megatron-LM CoreAttention: permute, contiguous, split).
+    """
+    if kernels.compiled:
+        return []
+    size = 2 * kernels.element_bytes
+    context_bytes = rows * spec.value_head_dim * size
+    sides_bytes = (rows * spec.head_dim + kv_rows * (spec.head_dim + spec.value_head_dim)) * size
+    return [
+        Operation(
+            name=f"{name}.layout",
+            forward=(Pointwise(bytes=context_bytes),),
+            input_grad=(Pointwise(bytes=context_bytes + sides_bytes, kernels=2),),
+            modules=CORE,
+        )
     ]
 
 
