@@ -60,6 +60,11 @@ def add_catalog(folder: str | Path) -> None:
         _extra.append(path.resolve())
 
 
+def extra_folders() -> tuple[Path, ...]:
+    """Folders read besides the package's own, in the order in which they win."""
+    return _roots()
+
+
 def names(kind: str) -> tuple[str, ...]:
     """All names of a kind: models, devices, clusters, frameworks or calibration, in alphabetical order."""
     _check_kind(kind)
@@ -76,7 +81,10 @@ def load_model(name_or_path: str) -> ModelSpec:
 def load_device(name_or_path: str) -> Device:
     """The device of that name or alias, or of the TOML file at that path, with its kernel constants attached."""
     if is_path(name_or_path):
-        return _device_of(_document("devices", name_or_path))
+        from simulator.spec.machine_file import is_machine, read_machine
+
+        document = _document("devices", name_or_path)
+        return read_machine(document).device if is_machine(document) else _device_of(document)
     return _device(name_or_path, _roots())
 
 
@@ -86,8 +94,11 @@ def load_cluster(name_or_path: str, nodes: int | None = None) -> Cluster:
     Raises InputError for an unknown name (with the nearest), a bad file, or a number of nodes that it cannot have.
     """
     from simulator.spec.cluster_fill import filled
+    from simulator.spec.machine_file import is_machine, read_machine
 
     document = _document("clusters", name_or_path)
+    if is_machine(document):
+        return read_machine(document, nodes=nodes)
     file = _cluster_file(document.path, _roots()) if not is_path(name_or_path) else _cluster_of(document)
     return filled(file, Path(document.path).stem, _devices_of(file), nodes=nodes)
 

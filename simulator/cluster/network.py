@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from simulator.cluster import nccl, torus
+from simulator.cluster import measured, nccl, torus
 from simulator.cluster.constants import NetworkConstants, network_constants
 from simulator.cluster.contention import graph_spans
 from simulator.cluster.graph import explicit_time_s
@@ -164,6 +164,8 @@ def collective_time_s(
 
     Raises InputError for an unknown kind, or an algorithm that cannot run it.
     """
+    if cluster.curves:
+        return measured.collective_time_s(cluster, kind, size_bytes, group)
     if cluster.links:
         return _explicit_time_s(cluster, kind, size_bytes, group, algorithm)
     if torus.is_torus(cluster):

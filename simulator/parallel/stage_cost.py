@@ -97,7 +97,7 @@ def _with_shared_traffic(cost: StageCost, stage: Stage, micro_batches: Number, s
     several = micro_batches > 1
     if np.any(several):
         moved = accumulation_bytes(held.total, setting.run, setting.framework)
-        seconds = where(several, pointwise_time_s(setting.cluster.device, moved), 0.0)
+        seconds = where(several, pointwise_time_s(setting.cluster.device, moved, kernel="accumulate"), 0.0)
         cost = _replace(cost, weight_grad=with_part(cost.weight_grad, "pointwise", seconds))
     if setting.strategy.zero < 3:
         return cost

@@ -86,5 +86,5 @@ def optimizer_s(held: HeldParameters, setting: Setting) -> Number:
     """Seconds of the optimizer step: HBM traffic of gradients and states."""
     kernels = 8 if setting.framework.fused_optimizer else 40
     moved = optimizer_traffic_bytes(held, setting.run, setting.strategy, setting.framework)
-    result: Number = pointwise_time_s(setting.cluster.device, moved, kernels=kernels)
+    result: Number = pointwise_time_s(setting.cluster.device, moved, kernels=kernels, kernel="optimizer")
     return result

@@ -77,9 +77,10 @@ class SegmentTime:
 
 def work_times_s(works: Sequence[Work], cluster: Cluster, groups: Mapping[str, Group]) -> list[Any]:
     """Seconds of each work, evaluated together by kind and structural options [s]."""
+    by_name = cluster.device.kernels.measured is not None
     buckets: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for index, work in enumerate(works):
-        buckets[_bucket(work)].append(index)
+        buckets[_bucket(work, by_name)].append(index)
     result: list[Any] = [0.0] * len(works)
     for key, indices in buckets.items():
         times = _evaluate(key, [works[i] for i in indices], cluster, groups)
@@ -88,14 +89,14 @@ def work_times_s(works: Sequence[Work], cluster: Cluster, groups: Mapping[str, G
     return result
 
 
-def _bucket(work: Work) -> tuple[Any, ...]:
+def _bucket(work: Work, by_name: bool) -> tuple[Any, ...]:
     match work:
         case Gemm() | GroupedGemm():
             return type(work), work.dtype
         case AttentionCore():
             return AttentionCore, work.dtype, work.causal, work.window, work.backward, work.kernel
         case Pointwise():
-            return Pointwise, work.kernels
+            return Pointwise, work.kernels, work.kernel if by_name else ""
         case Lookup():
             return (Lookup,)
         case Collective():
@@ -127,7 +128,7 @@ def _evaluate(key: tuple[Any, ...], works: Sequence[Any], cluster: Cluster, grou
         seconds = attention_time_s(device, key[1], causal=key[2], window=key[3], backward=key[4], **fields)
         return seconds * kernel_slowdown(device.generation, key[5])
     if kind is Pointwise:
-        return pointwise_time_s(device, kernels=key[1], **_stack(works, "bytes", "flops"))
+        return pointwise_time_s(device, kernels=key[1], kernel=key[2], **_stack(works, "bytes", "flops"))
     if kind is Lookup:
         return lookup_time_s(device, **_stack(works, "rows", "width_bytes"))
     buffer_bytes = _stack(works, "bytes")["bytes"]

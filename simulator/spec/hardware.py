@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from simulator.spec.kernels import KernelModel
+from simulator.spec.kernels import Curve, KernelModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +95,8 @@ class Cluster:
     """Heterogeneous: the innermost tier of each node; empty when all equal `tiers[0]`."""
     links: tuple[Link, ...] = ()
     """An explicit graph; empty when the tiers describe the fabric."""
+    curves: Mapping[str, Mapping[int, Curve]] = field(default_factory=dict)
+    """Measured collectives of a calibrated machine, by kind and ranks; they replace the network's formulas."""
     sources: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -12,6 +12,20 @@ LONGEST_MEASURED_S = 20e-3
 """Duration of the longest kernels in the measurements that most constants are fitted to."""
 
 
+Curve = tuple[tuple[float, float], ...]
+"""Measured (bytes, seconds), by bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredKernels:
+    """What `shardwise calibrate` measured on one machine; `cluster/measured.py` says how it is read."""
+
+    sums: Mapping[str, Mapping[str, float]]
+    """Coefficients [s] of a sum of terms, by family and dtype: "gemm.fp32", "attention_causal_grad.fp32"."""
+    curves: Mapping[str, Curve]
+    """Seconds over bytes of each kernel that moves bytes: "gelu", "layernorm_grad", "lookup", "plain"."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelModel:
     """Constants by kernel family and dtype, with where they come from.
@@ -24,6 +38,8 @@ class KernelModel:
     """"fitted" (own kernel measurements), "inherited" (the generation's efficiencies with own peaks) or "assumed"."""
     source: str = ""
     residuals: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    measured: MeasuredKernels | None = None
+    """A calibrated machine's own kernels, which then replace the constants' formulas."""
 
     def cold(self) -> KernelModel:
         """The constants of kernels too short for the power limit to act on."""

@@ -1,0 +1,161 @@
+"""Reads a calibrated machine: device and cluster in one file, as `shardwise calibrate` writes it.
+
+Times are numbers in seconds and sizes in bytes, each key or table saying so; quantities with units are text as in
+every other file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import PurePath
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from simulator.errors import InputError, Problem
+from simulator.spec.hardware import Cluster, Device, Tier
+from simulator.spec.hardware_file import Bytes, BytesPerS, FlopsPerS, Text
+from simulator.spec.kernels import Curve, MeasuredKernels, assumed_model
+from simulator.spec.reading import Document, Fault, raise_faults, validated
+
+Coefficient = Annotated[float, Field(ge=0)]
+Point = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)]
+Points = Annotated[list[Point], Field(min_length=1)]
+Ranks = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}$")]
+Clock = Literal["wall", "cpu"]
+
+SUM_TERMS: Mapping[str, tuple[str, ...]] = {
+    "gemm": ("call_s", "mnk_s", "mk_s", "kn_s", "mn_s"),
+    "attention": ("call_s", "pair_width_s", "pair_s", "grid_s", "row_s"),
+}
+"""Coefficients of each kind of sum."""
+NEEDED_CURVES = ("plain", "lookup")
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class MachineTable(_Table):
+    """Who was measured, when, and how quiet it was."""
+
+    processor: Text
+    cores: Annotated[int, Field(ge=1)]
+    system: Text
+    python: Text
+    torch: Text
+    date: Text
+    ranks: Annotated[int, Field(ge=1)]
+    """Largest number of ranks that collectives were measured on."""
+    wall_s: float
+    """How long the calibration took."""
+    load_before: float
+    load_after: float
+    """Runnable processes (one-minute load average) when it began and ended."""
+    spread_fraction: float
+    """Median over benchmarks of the interquartile range of its rounds over their median."""
+
+
+class DeviceTable(_Table):
+    memory: Bytes
+    memory_bandwidth: BytesPerS
+    cache: Bytes | None = None
+    vector: FlopsPerS
+    peak: Annotated[dict[Literal["fp32", "bf16", "fp16"], FlopsPerS], Field(min_length=1)]
+
+
+class KernelsTable(_Table):
+    sums: dict[str, dict[str, Coefficient]]
+    curves: dict[str, Points]
+    residuals: dict[str, dict[str, float]] = {}
+    sharing: dict[Ranks, dict[str, float]] = {}
+    """CPU time of kernels when so many ranks run at once, over that of one rank."""
+
+
+class MachineFile(_Table):
+    title: Text
+    generation: Literal["cpu", "hopper", "ampere", "blackwell", "volta", "ada"] = "cpu"
+    vendor: Text
+    machine: MachineTable
+    device: DeviceTable
+    kernels: KernelsTable
+    collectives: dict[Clock, dict[str, dict[Ranks, Points]]]
+    """Seconds over bytes of the full buffer, by clock (elapsed or spent by the processor), kind and ranks."""
+
+
+def is_machine(document: Document) -> bool:
+    """Whether a document is a calibrated machine rather than a cluster or a device."""
+    return isinstance(document.table.get("machine"), dict)
+
+
+def _faults(file: MachineFile) -> Iterator[Fault]:
+    for name, terms in file.kernels.sums.items():
+        wanted = SUM_TERMS["attention" if name.startswith("attention") else "gemm"]
+        if set(terms) != set(wanted):
+            yield ("kernels", "sums", name), f"its coefficients must be {', '.join(wanted)}.", ""
+    for curve in NEEDED_CURVES:
+        if curve not in file.kernels.curves:
+            yield ("kernels", "curves"), f"{curve} is missing.", ""
+    tables: dict[tuple[str, ...], list[list[float]]]
+    tables = {("kernels", "curves", name): points for name, points in file.kernels.curves.items()}
+    for clock, kinds in file.collectives.items():
+        for kind, by_ranks in kinds.items():
+            tables |= {("collectives", clock, kind, ranks): points for ranks, points in by_ranks.items()}
+    for key, points in tables.items():
+        for before, after in zip(points, points[1:], strict=False):
+            if after[0] <= before[0] or after[1] < before[1]:
+                yield key, f"{after} follows {before}: sizes must grow and times must not fall.", ""
+                break
+
+
+def read_machine(document: Document, *, nodes: int | None = None, clock: Clock = "wall") -> Cluster:
+    """The machine as a cluster of one node whose devices are its ranks.
+
+    `clock` chooses the collectives' times: "wall" elapsed, "cpu" spent by the processor on each rank. Raises
+    InputError with every problem and its line, and for more than one node.
+    """
+    file = validated(document, MachineFile)
+    raise_faults(document, _faults(file))
+    name = PurePath(document.path).stem
+    if nodes not in (None, 1):
+        raise InputError([Problem(f"{name} is one calibrated machine: it cannot have {nodes} nodes.", "--nodes")])
+    source = f"measured on {file.machine.date} by shardwise calibrate ({document.path})"
+    device = _device(file, name, source)
+    tier = Tier(
+        name="machine", kind="loopback", topology="switch", size=file.machine.ranks,
+        bandwidth_bytes_per_s=_largest_rate(file, clock), latency_s=0.0, sources={"tier": source},
+    )  # fmt: skip
+    curves = {kind: {int(ranks): _curve(points) for ranks, points in by_ranks.items()}
+              for kind, by_ranks in file.collectives.get(clock, {}).items()}  # fmt: skip
+    return Cluster(
+        name=name, title=file.title, device=device, devices_per_node=file.machine.ranks, nodes=1, tiers=(tier,),
+        curves=curves, sources={"status": "measured", "cluster": source},
+    )  # fmt: skip
+
+
+def _device(file: MachineFile, name: str, source: str) -> Device:
+    measured = MeasuredKernels(
+        sums=file.kernels.sums, curves={kernel: _curve(points) for kernel, points in file.kernels.curves.items()}
+    )
+    base = assumed_model("cpu")
+    known = ("peak", "vector", "memory", "memory_bandwidth", "cache")
+    return Device(
+        name=name, title=file.title, vendor=file.vendor, generation=file.generation,
+        peak_flops_per_s={str(dtype): peak for dtype, peak in file.device.peak.items()},
+        vector_flops_per_s=file.device.vector, memory_bytes=file.device.memory,
+        memory_bandwidth_bytes_per_s=file.device.memory_bandwidth, cache_bytes=file.device.cache or 0.0,
+        units=1,
+        kernels=type(base)(constants=base.constants, provenance="fitted", source=source,
+                           residuals=file.kernels.residuals, measured=measured),
+        sources={"status": "measured", **{key: source for key in known}},
+    )  # fmt: skip
+
+
+def _curve(points: list[list[float]]) -> Curve:
+    return tuple((size, seconds) for size, seconds in points)
+
+
+def _largest_rate(file: MachineFile, clock: Clock) -> float:
+    sends = file.collectives.get(clock, {}).get("send", {})
+    rates = [size / seconds for points in sends.values() for size, seconds in points]
+    return max(rates, default=1e9)
