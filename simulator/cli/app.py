@@ -16,6 +16,7 @@ COMMANDS = {
     "project": "Days, device hours, dollars and energy of a training run, with failures.",
     "report": "One HTML file: tables, pictures, assumptions and sources.",
     "trace": "One step as a file that Perfetto opens.",
+    "sweep": "Every case of a file: grids and zips, in parallel, resumable.",
     "validate": "Compare predictions with published runs, kernels or torch's own counts.",
 }
 

@@ -110,16 +110,17 @@ def _chosen(options: Mapping[str, Any]) -> dict[str, Any]:
     if "order" in chosen:
         chosen["order"] = tuple(chosen["order"].split("-"))
     if "layers_per_stage" in chosen:
-        chosen["layers_per_stage"] = _integers(chosen["layers_per_stage"])
+        chosen["layers_per_stage"] = integers(chosen["layers_per_stage"], "--layers-per-stage")
     return chosen
 
 
-def _integers(text: str) -> tuple[int, ...]:
+def integers(text: str, option: str) -> tuple[int, ...]:
+    """The whole numbers of "12,12,13". Raises BadParameter naming the option."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise click.BadParameter(f"{text!r} is not a list of whole numbers, as in 12,12,13.",
-                                 param_hint="--layers-per-stage") from None  # fmt: skip
+                                 param_hint=option) from None  # fmt: skip
 
 
 def _fields_of(kind: type, from_file: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:

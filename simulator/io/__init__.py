@@ -1,0 +1,1 @@
+"""Other programs' files: what they read and what they write."""

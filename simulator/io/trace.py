@@ -1,0 +1,143 @@
+"""One step as a Chrome trace (JSON), which Perfetto and chrome://tracing open.
+
+Format: "Trace Event Format" (Google, 2016): complete events X, flows s and f, counters C, metadata M; times in
+microseconds. Processes are pipeline ranks, threads their streams.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simulator.errors import InputError, Problem
+from simulator.io.files import replaced
+from simulator.report.memory_curve import memory_curve
+from simulator.result import Estimate
+from simulator.schedule.timeline import Columns
+
+MAX_EVENTS = 1_000_000
+"""The Perfetto page loads a million JSON events; a file of 900 MB crashed it (google/perfetto issue 99)."""
+STREAMS = ("compute", "communication", "send", "receive", "host", "gradients")
+_WORDS = {"F": "forward", "B": "input gradient", "W": "weight gradient", "BW": "backward"}
+_COLOURS = {"F": "good", "B": "rail_animation", "W": "rail_response", "BW": "rail_animation"}
+"""Names of the viewer's reserved colours."""
+
+Event = dict[str, Any]
+
+
+def write_trace(answer: Estimate, path: Path, *, ranks: Sequence[int] = (), force: bool = False) -> dict[str, int]:
+    """Write the gzipped trace of a step and return what it holds: ranks, slices, flows, counters.
+
+    `ranks` keeps only those pipeline ranks (all otherwise). Equal answers make equal bytes. Raises InputError where the
+    file cannot be written, exists already (without `force`), a rank is not there, or events exceed a million.
+    """
+    count = {"ranks": 0, "slices": 0, "flows": 0, "counters": 0}
+    kind = {"M": "", "X": "slices", "s": "flows", "f": "", "C": "counters"}
+    table = _kept(answer, ranks)
+    with (
+        replaced(path, force=force) as raw,
+        gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as packed,
+        io.TextIOWrapper(packed, encoding="ascii") as text,
+    ):
+        text.write('{"displayTimeUnit":"ms","traceEvents":[')
+        for index, event in enumerate(_events(answer, table)):
+            text.write((",\n" if index else "\n") + json.dumps(event, allow_nan=False, separators=(",", ":")))
+            if kind[event["ph"]]:
+                count[kind[event["ph"]]] += 1
+            count["ranks"] += event["name"] == "process_name"
+        text.write("\n]}\n")
+    return count
+
+
+def trace_events(answer: Estimate, ranks: Sequence[int] = ()) -> list[Event]:
+    """The events of `write_trace`, as a list."""
+    return list(_events(answer, _kept(answer, ranks)))
+
+
+def _kept(answer: Estimate, ranks: Sequence[int]) -> Columns:
+    """The timeline's table, of the wanted ranks only."""
+    line = answer.timeline()
+    strange = sorted(set(ranks) - set(range(line.order.pp)))
+    if strange:
+        raise InputError([Problem(f"{strange[0]} is no pipeline rank: there are 0 to {line.order.pp - 1}.", "--ranks")])
+    table = line.columns()
+    table["number"] = np.arange(len(table["rank"]))
+    if ranks:
+        keep = np.isin(table["rank"], np.asarray(ranks))
+        table = {name: column[keep] for name, column in table.items()}
+    events = 2 * len(table["rank"])
+    if events > MAX_EVENTS:
+        hint = "--ranks 0,1 keeps the streams of a few pipeline ranks."
+        raise InputError([Problem(f"{events:,} events are more than viewers load ({MAX_EVENTS:,}).", "--ranks", hint)])
+    return table
+
+
+def _events(answer: Estimate, table: Columns) -> Iterator[Event]:
+    kept = [int(rank) for rank in np.unique(table["rank"])]
+    yield from _names(answer, kept, table)
+    yield from _slices(table)
+    yield from _flows(answer, table)
+    yield from _counters(answer, kept)
+
+
+def _names(answer: Estimate, kept: list[int], table: Columns) -> Iterator[Event]:
+    streams = [stream for stream in STREAMS if (table["stream"] == stream).any()]
+    for rank in kept:
+        yield _meta("process_name", rank, 0, name=f"pipeline rank {rank}")
+        yield _meta("process_labels", rank, 0, labels=f"{answer.model} on {answer.cluster}")
+        yield _meta("process_sort_index", rank, 0, sort_index=rank)
+        for stream in streams:
+            yield _meta("thread_name", rank, STREAMS.index(stream), name=stream)
+            yield _meta("thread_sort_index", rank, STREAMS.index(stream), sort_index=STREAMS.index(stream))
+
+
+def _meta(what: str, pid: int, tid: int, **args: Any) -> Event:
+    return {"ph": "M", "name": what, "pid": pid, "tid": tid, "args": args}
+
+
+def _slices(table: Columns) -> Iterator[Event]:
+    columns = (table[name].tolist() for name in ("rank", "stream", "stage", "micro_batch", "kind", "start_s", "end_s"))
+    for rank, stream, stage, micro_batch, kind, start_s, end_s in zip(*columns, strict=True):
+        word = _WORDS.get(kind, kind)
+        event = {
+            "ph": "X", "name": f"{word} {micro_batch}" if micro_batch >= 0 else word, "cat": stream,
+            "pid": rank, "tid": STREAMS.index(stream), "ts": _us(start_s), "dur": _us(end_s - start_s),
+            "args": {"stage": stage, "micro_batch": micro_batch, "kind": kind},
+        }  # fmt: skip
+        if stream == "compute" and kind in _COLOURS:
+            event["cname"] = _COLOURS[kind]
+        yield event
+
+
+def _flows(answer: Estimate, table: Columns) -> Iterator[Event]:
+    """An arrow from each send to its receive: the timeline lists both in the same order."""
+    whole = answer.timeline().columns()["stream"]
+    pair_of = {stream: np.cumsum(whole == stream) - 1 for stream in ("send", "receive")}
+    ends = {}
+    for stream in ("send", "receive"):
+        mine = np.flatnonzero(table["stream"] == stream)
+        ends[stream] = dict(zip(pair_of[stream][table["number"][mine]].tolist(), mine.tolist(), strict=True))
+    for pair in sorted(ends["send"].keys() & ends["receive"].keys()):
+        for phase, stream, extra in (("s", "send", {}), ("f", "receive", {"bp": "e"})):
+            row = ends[stream][pair]
+            yield {"ph": phase, "name": "activation" if table["kind"][row] == "F" else "gradient", "cat": "transfer",
+                   "id": pair, "pid": int(table["rank"][row]), "tid": STREAMS.index(stream),
+                   "ts": _us(float(table["start_s"][row])), **extra}  # fmt: skip
+
+
+def _counters(answer: Estimate, kept: list[int]) -> Iterator[Event]:
+    curve = memory_curve(answer)
+    for rank in kept:
+        for time_s, held_bytes in zip(*(column.tolist() for column in curve.of_rank(rank)), strict=True):
+            yield {"ph": "C", "name": "memory", "pid": rank, "ts": _us(time_s), "args": {"bytes": round(held_bytes)}}
+
+
+def _us(seconds: float) -> float:
+    """Microseconds, to the nanosecond's thousandth."""
+    return round(seconds * 1e6, 6)
