@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from simulator.result import Estimate
     from simulator.spec.run import Run
     from simulator.spec.strategy import Strategy
+    from simulator.sweep.run import sweep
 
 __version__ = "0.1.0"
 __all__ = [
@@ -43,13 +44,14 @@ __all__ = [
     "load_model",
     "plan",
     "project",
+    "sweep",
 ]
 
 _HOME = {
     "Estimate": "result", "Infeasible": "errors", "InputError": "errors", "Run": "spec.run",
     "Strategy": "spec.strategy", "count": "count", "estimate": "estimate", "load_cluster": "catalog",
     "load_framework": "catalog", "load_model": "catalog", "Plan": "plan.result", "plan": "plan.planner",
-    "project": "project.training",
+    "project": "project.training", "sweep": "sweep.run",
 }  # fmt: skip
 """Module of each public name. They are imported on first use: `import simulator` alone loads nothing heavy."""
 
