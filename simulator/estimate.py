@@ -21,6 +21,7 @@ from simulator.parallel.recompute import policy_of, recomputed_operations
 from simulator.parallel.setting import Setting, groups_of
 from simulator.parallel.stage_cost import StageCost, stage_costs
 from simulator.parallel.step_end import StepEnd, step_end
+from simulator.parallel.timing import PhaseTime
 from simulator.parallel.traffic import traffic_bytes
 from simulator.provenance import notes_of, provenance_of, regime_of
 from simulator.result import Estimate, Memory, TimeParts
@@ -125,16 +126,20 @@ def _ends(
 
 
 def durations_of(costs: Sequence[StageCost], software: Framework) -> Durations:
-    """Engine durations: recomputation opens the backward; launches cost host time unless replayed from a graph."""
-    launch = 0.0 if software.cuda_graphs else software.launch_s
+    """Engine durations: recomputation opens the backward; launches cost host time unless replayed from a graph.
+
+    Dropless experts stay outside a graph: their sizes follow the routing.
+    """
+
+    def host_s(*phases: PhaseTime) -> float:
+        launched = sum(p.experts_kernels if software.cuda_graphs else p.kernels for p in phases)
+        return software.launch_s * float(launched)
+
     device = np.array([
         [float(c.forward.total_s), float(c.input_grad.total_s + c.recompute.total_s), float(c.weight_grad.total_s)]
         for c in costs
     ])  # fmt: skip
-    host = launch * np.array([
-        [float(c.forward.kernels), float(c.input_grad.kernels + c.recompute.kernels), float(c.weight_grad.kernels)]
-        for c in costs
-    ])  # fmt: skip
+    host = np.array([[host_s(c.forward), host_s(c.input_grad, c.recompute), host_s(c.weight_grad)] for c in costs])
     if (host <= device).all():
         # Where every task is longer than its launches the host always runs ahead, and need not be simulated.
         host = np.zeros_like(host)

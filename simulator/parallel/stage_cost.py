@@ -74,13 +74,15 @@ def add_phases(phases: Sequence[tuple[PhaseTime, Number]]) -> PhaseTime:
     parts: dict[str, Any] = defaultdict(float)
     hidden: dict[str, Any] = defaultdict(float)
     kernels: Number = 0
+    experts: Number = 0
     for phase, count in phases:
         for name, seconds in phase.parts.items():
             parts[name] = parts[name] + count * seconds
         for name, seconds in phase.hidden.items():
             hidden[name] = hidden[name] + count * seconds
         kernels = kernels + count * phase.kernels
-    return PhaseTime(parts=dict(parts), hidden=dict(hidden), kernels=kernels)
+        experts = experts + count * phase.experts_kernels
+    return PhaseTime(parts=dict(parts), hidden=dict(hidden), kernels=kernels, experts_kernels=experts)
 
 
 def with_part(

@@ -44,6 +44,9 @@ from simulator.spec.kernels import MEASURED_WATTS, sustained_slowdown
 KIND_OF = {Gemm: "gemm", GroupedGemm: "grouped_gemm", AttentionCore: "attention", Pointwise: "pointwise",
            Lookup: "lookup"}  # fmt: skip
 MATRIX = (Gemm, GroupedGemm, AttentionCore)
+NATIVE_LAUNCH_SHARE = 0.08
+"""Host time of a launch from C++ over one from Python: grouped products launch one kernel per expert from inside one
+operator (TransformerEngine te_multi_stream_cublas_gemm), at 3.8 of 50 us (framework profiles, launch_s)."""
 PHASES = ("forward", "input_grad", "weight_grad")
 CHANNEL_SHARE = 0.15
 """Share of a device's units that a running collective holds: NCCL runs 16 to 24 channels of one thread block each on
@@ -53,12 +56,14 @@ CHANNEL_SHARE = 0.15
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseTime:
     """Seconds of one phase of one segment by kind of work or axis. `parts` holds exposed communication only, `hidden`
-    what ran beside compute; `kernels` counts launches.
+    what ran beside compute; `kernels` counts launches, `experts_kernels` those of dropless experts, whose sizes are not
+    known when a CUDA graph is recorded.
     """
 
     parts: Mapping[str, Number]
     hidden: Mapping[str, Number]
     kernels: Number
+    experts_kernels: Number = 0
 
     @property
     def total_s(self) -> Number:
@@ -200,10 +205,13 @@ def _phase(timed: list[Timed], phase: str) -> PhaseTime:
     parts: dict[str, Any] = defaultdict(float)
     covered: dict[str, Any] = defaultdict(float)
     kernels: Number = 0
+    experts: Number = 0
     for index, entry in enumerate(timed):
+        dynamic = "moe" in entry.operation.modules and not entry.operation.name.endswith(".router")
         hidden: dict[tuple[str, str], Any] = defaultdict(float)
         for work, seconds in entry.phases[phase]:
             kernels = kernels + _launches(work)
+            experts = experts + (_launches(work) if dynamic else 0)
             if isinstance(work, Collective) and work.hides:
                 hidden[work.hides, work.axis] = hidden[work.hides, work.axis] + seconds
             else:
@@ -213,7 +221,7 @@ def _phase(timed: list[Timed], phase: str) -> PhaseTime:
             shown = exposed_s(seconds, _cover_s(timed, index, phase, beside))
             parts[axis] = parts[axis] + shown
             covered[axis] = covered[axis] + (seconds - shown)
-    return PhaseTime(parts=dict(parts), hidden=dict(covered), kernels=kernels)
+    return PhaseTime(parts=dict(parts), hidden=dict(covered), kernels=kernels, experts_kernels=experts)
 
 
 def exposed_s(communication_s: Number, cover_s: Number, share: float = CHANNEL_SHARE) -> Number:
@@ -262,5 +270,7 @@ def _launches(work: Work) -> Number:
             return work.repeat
         case AttentionCore():
             return 3 if work.backward else 1
+        case GroupedGemm():
+            return 1 + NATIVE_LAUNCH_SHARE * work.experts
         case _:
             return 1
