@@ -109,26 +109,28 @@ def _faults(file: MachineFile) -> Iterator[Fault]:
 
 
 def read_machine(document: Document, *, nodes: int | None = None, clock: Clock = "wall") -> Cluster:
-    """The machine as a cluster of one node whose devices are its ranks.
+    """The machine as a cluster whose nodes are its ranks, one thread each.
 
     `clock` chooses the collectives' times: "wall" elapsed, "cpu" spent by the processor on each rank. Raises
-    InputError with every problem and its line, and for more than one node.
+    InputError with every problem and its line, and for more nodes than ranks were calibrated.
     """
     file = validated(document, MachineFile)
     raise_faults(document, _faults(file))
     name = PurePath(document.path).stem
-    if nodes not in (None, 1):
-        raise InputError([Problem(f"{name} is one calibrated machine: it cannot have {nodes} nodes.", "--nodes")])
+    ranks = file.machine.ranks if nodes is None else nodes
+    if not 1 <= ranks <= file.machine.ranks:
+        message = f"{name} was calibrated with 1 to {file.machine.ranks} ranks (its nodes), not {ranks}."
+        raise InputError([Problem(message, "--nodes", "`shardwise calibrate --ranks` measures more.")])
     source = f"measured on {file.machine.date} by shardwise calibrate ({document.path})"
     device = _device(file, name, source)
     tier = Tier(
-        name="machine", kind="loopback", topology="switch", size=file.machine.ranks,
+        name="machine", kind="loopback", topology="switch", size=ranks,
         bandwidth_bytes_per_s=_largest_rate(file, clock), latency_s=0.0, sources={"tier": source},
     )  # fmt: skip
     curves = {kind: {int(ranks): _curve(points) for ranks, points in by_ranks.items()}
               for kind, by_ranks in file.collectives.get(clock, {}).items()}  # fmt: skip
     return Cluster(
-        name=name, title=file.title, device=device, devices_per_node=file.machine.ranks, nodes=1, tiers=(tier,),
+        name=name, title=file.title, device=device, devices_per_node=1, nodes=ranks, tiers=(tier,),
         curves=curves, sources={"status": "measured", "cluster": source},
     )  # fmt: skip
 
