@@ -13,8 +13,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.cluster.placement import Group, all_groups
-from simulator.cluster.spans import Spans, efficiency
+from simulator.cluster.placement import Group, all_groups, axis_ranks
+from simulator.cluster.spans import Spans, efficiency, spans
 from simulator.spec.hardware import Cluster
 
 Ints = NDArray[np.int64]
@@ -190,3 +190,8 @@ def graph_spans(cluster: Cluster, groups: Sequence[Sequence[int]] | Group) -> Sp
         exchange_s_per_byte(cluster, explicit),
         float(hop_rates(cluster, explicit).min()),
     )
+
+
+def placed_spans(cluster: Cluster, group: Group) -> Spans:
+    """How a group lies over the tiers: counted, or solved on the links where a rank file places the ranks."""
+    return graph_spans(cluster, axis_ranks(cluster, group)) if cluster.rank_devices else spans(cluster, group)

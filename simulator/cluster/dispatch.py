@@ -6,14 +6,15 @@ each node that holds one of its experts, and forward it there over NVLink; both 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from simulator.arch.operations import Number
+from simulator.cluster.contention import placed_spans
 from simulator.cluster.network import collective_time_s
 from simulator.cluster.placement import Group
-from simulator.cluster.spans import spans
 from simulator.spec.hardware import Cluster
 
 
@@ -31,7 +32,8 @@ def copies_kept(nodes: Number, copies: Number) -> Any:
 
 def deduplicated_exchange_s(cluster: Cluster, buffer_bytes: Number, copies: Number, group: Group) -> Any:
     """Seconds of one dispatch or combine [s]: the slower of the network stage and the stage inside nodes."""
-    placed = spans(cluster, group)
+    placed = placed_spans(cluster, group)
     network = collective_time_s(cluster, "all_to_all", buffer_bytes * copies_kept(placed.nodes, copies), group)
-    inside = collective_time_s(cluster, "all_to_all", buffer_bytes, Group(placed.per_node, group.stride))
+    near = replace(cluster, rank_devices=()) if cluster.rank_devices else cluster
+    inside = collective_time_s(near, "all_to_all", buffer_bytes, Group(placed.per_node, group.stride))
     return np.maximum(network, inside)

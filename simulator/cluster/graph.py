@@ -11,7 +11,7 @@ import numpy as np
 from simulator.cluster.constants import network_constants
 from simulator.cluster.contention import Floats, max_min_rates
 from simulator.cluster.generators import CUBE_MESH_LINKS, Edge, Torus, Vertex, graph_of
-from simulator.cluster.placement import Group, all_groups
+from simulator.cluster.placement import Group, axis_ranks
 from simulator.errors import InputError
 from simulator.spec.hardware import Cluster, Tier
 
@@ -213,4 +213,4 @@ def graph_time_s(cluster: Cluster, kind: str, size_bytes: float, groups: Sequenc
 
 def explicit_time_s(cluster: Cluster, kind: str, size_bytes: float, group: Group) -> float:
     """`graph_time_s` for all groups of an axis on a cluster whose links are listed."""
-    return graph_time_s(cluster, kind, size_bytes, all_groups(group, cluster.devices))
+    return graph_time_s(cluster, kind, size_bytes, axis_ranks(cluster, group))

@@ -12,7 +12,7 @@ import numpy as np
 
 from simulator.cluster import measured, nccl, torus
 from simulator.cluster.constants import NetworkConstants, network_constants
-from simulator.cluster.contention import graph_spans
+from simulator.cluster.contention import graph_spans, placed_spans
 from simulator.cluster.graph import explicit_time_s
 from simulator.cluster.members import uniform
 from simulator.cluster.placement import Group, Number
@@ -176,7 +176,8 @@ def collective_time_s(
     except TypeError:
         return _column_curve(cluster, kind, group, algorithm, concurrent).time_s(size_bytes)
     if found is None:
-        curve = collective_curve(cluster, kind, group, algorithm=algorithm, concurrent=concurrent)
+        over = placed_spans(cluster, group) if cluster.rank_devices else None
+        curve = collective_curve(cluster, kind, group, algorithm=algorithm, concurrent=concurrent, over=over)
         if len(_curves) >= _CURVES_KEPT:
             _curves.clear()
         _curves[key] = found = (cluster, curve)
@@ -185,6 +186,8 @@ def collective_time_s(
 
 def _column_curve(cluster: Cluster, kind: str, group: Group, algorithm: str | None, concurrent: Number) -> Curve:
     """The curve of a column of groups, worked out once for each distinct group: strategies repeat few of them."""
+    if cluster.rank_devices:
+        raise InputError(["a rank file places one strategy, not a column of them."])
     if np.size(group.size) < _COLUMN or not isinstance(concurrent, int | float) or np.any(np.asarray(group.blocks) > 1):
         return collective_curve(cluster, kind, group, algorithm=algorithm, concurrent=concurrent)
     size, stride = (np.asarray(part).astype(np.int64) for part in np.broadcast_arrays(group.size, group.stride))

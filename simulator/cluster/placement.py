@@ -7,13 +7,13 @@ turns degrees into strides (Megatron-LM, `core/parallel_state.py`, class RankGen
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from simulator.errors import Complaints, InputError, did_you_mean
+from simulator.errors import Complaints, InputError, Problem, did_you_mean
 from simulator.spec.hardware import Cluster
 
 Number: TypeAlias = Any
@@ -176,6 +176,33 @@ def placed_ranks(group: Group, rank_file: Sequence[int], first: int = 0) -> tupl
     (3, 1)
     """
     return tuple(rank_file[rank] for rank in group.ranks(first))
+
+
+def with_rank_file(cluster: Cluster, path: Path) -> Cluster:
+    """The cluster with its ranks where a rank file puts them; every collective is then solved on the links.
+
+    Raises InputError where the file does not place every device once, and on tori, whose closed forms need the axis
+    order.
+    """
+    if cluster.tiers[0].shape and not cluster.links:
+        raise InputError([Problem(f"rank files on a torus ({cluster.name}) are not modelled.", str(path),
+                                  "Use --order.")])  # fmt: skip
+    ranks = read_rank_file(path, cluster.devices)
+    if len(ranks) != cluster.devices:
+        message = f"{len(ranks)} ranks are listed, but {cluster.name} has {cluster.devices} devices: one line each."
+        raise InputError([Problem(message, str(path))])
+    return replace(cluster, rank_devices=ranks)
+
+
+def axis_ranks(cluster: Cluster, group: Group) -> tuple[tuple[int, ...], ...]:
+    """The devices of every group of an axis, under the cluster's rank file where it has one (scalar fields only).
+
+    Raises InputError where the groups do not tile the devices.
+    """
+    tiles = all_groups(group, cluster.devices)
+    if not cluster.rank_devices:
+        return tiles
+    return tuple(placed_ranks(group, cluster.rank_devices, ranks[0]) for ranks in tiles)
 
 
 def all_groups(group: Group, devices: int) -> tuple[tuple[int, ...], ...]:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.cluster.contention import Floats, links_of, ring_flows
+from simulator.cluster.contention import Floats, links_of, placed_spans, ring_flows
 from simulator.cluster.network import collective_curve, wire_bytes
-from simulator.cluster.placement import Group, all_groups
-from simulator.cluster.spans import spans
+from simulator.cluster.placement import Group, axis_ranks
 from simulator.spec.hardware import Cluster
 
 
@@ -31,8 +30,8 @@ class AxisPlacement:
 
 
 def axis_placement(cluster: Cluster, axis: str, group: Group) -> AxisPlacement:
-    """The placement of one axis (scalar degrees), in closed form."""
-    over = spans(cluster, group)
+    """The placement of one axis (scalar degrees): in closed form, or as a rank file says."""
+    over = placed_spans(cluster, group)
     crossed = [index for index in range(1, len(cluster.tiers)) if over.units[index - 1] > 1]
     return AxisPlacement(
         axis=axis,
@@ -49,7 +48,7 @@ def axis_placement(cluster: Cluster, axis: str, group: Group) -> AxisPlacement:
 
 def ring_loads_bytes(cluster: Cluster, kind: str, size_bytes: float, group: Group) -> Floats:
     """Bytes on each link of `contention.links_of` when every group of the axis runs one ring collective."""
-    flows = ring_flows(cluster, all_groups(group, cluster.devices))
+    flows = ring_flows(cluster, axis_ranks(cluster, group))
     links = links_of(cluster)
     if not len(flows.source):
         return np.zeros(len(links.capacity))

@@ -95,6 +95,8 @@ class Cluster:
     """Heterogeneous: the innermost tier of each node; empty when all equal `tiers[0]`."""
     links: tuple[Link, ...] = ()
     """An explicit graph; empty when the tiers describe the fabric."""
+    rank_devices: tuple[int, ...] = ()
+    """The device of each rank, as a rank file says; empty when rank r is device r."""
     curves: Mapping[str, Mapping[int, Curve]] = field(default_factory=dict)
     """Measured collectives of a calibrated machine, by kind and ranks; they replace the network's formulas."""
     sources: Mapping[str, str] = field(default_factory=dict)
