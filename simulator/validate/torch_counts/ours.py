@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from simulator.arch.flops import work_flops
 from simulator.arch.layer import Segment, embedding_segment, head_segment, layer_segment, mtp_segment, norm_segment
@@ -10,6 +11,18 @@ from simulator.arch.operations import AttentionCore, Work
 from simulator.arch.shard import Kernels, Shard
 from simulator.parallel.recompute import Policy, recomputed_operations, saved_tensors
 from simulator.spec.model import ModelSpec
+
+
+def first_layers(model: ModelSpec, layers: int) -> ModelSpec:
+    """The model with only the first layers of each stack: the shapes of the rest repeat."""
+    stacks = []
+    for stack in model.stacks:
+        left, runs = layers, []
+        for spec, count in stack.runs:
+            runs.append((spec, min(count, left)))
+            left -= min(count, left)
+        stacks.append(replace(stack, runs=tuple((spec, count) for spec, count in runs if count)))
+    return replace(model, stacks=tuple(stacks))
 
 
 def segments(
