@@ -54,14 +54,14 @@ def _leave_with(parent: int) -> None:
     os._exit(0)
 
 
-def dask_executor(address: str) -> Executor:
+def dask_executor(address: str, timeout_s: float = 10.0) -> Executor:
     """The workers of the Dask scheduler at an address ("tcp://host:8786"). Needs the extra `dask`."""
     try:
         from distributed import Client
     except ImportError:
         raise InputError([Problem("Dask is not installed.", "--dask", "pip install 'shardwise[dask]'")]) from None
     try:
-        client = Client(address, timeout="10s")
+        client = Client(address, timeout=timeout_s)
     except (OSError, ValueError, TimeoutError) as error:
         raise InputError([Problem(f"no Dask scheduler answers at {address}: {error}.", "--dask")]) from None
     return _DaskExecutor(client)

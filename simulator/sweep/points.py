@@ -140,34 +140,7 @@ def field_types() -> Mapping[str, Any]:
 
 def _constant(document: Document, place: tuple[str | int, ...], value: Any, complaints: Complaints) -> Any:
     """A checked value; complains of an unknown name, a wrong type or a bad quantity."""
-    from pydantic import TypeAdapter, ValidationError
-
-    name, where = str(place[-1]), _where(document, place)
-    kind, dot, rest = name.partition(".")
-    if dot:
-        if kind not in KINDS or not rest:
-            hint = did_you_mean(kind, KINDS)
-            complaints.add(f"{name}: no file of the catalogue is meant.", where=where, hint=hint)
-        return value
-    types = field_types()
-    if name not in types:
-        complaints.add(f"{name}: unknown field.", where=where, hint=did_you_mean(name, [*types, *KINDS]))
-        return value
-    try:
-        # JSON mode reads a list as the tuple that a field holds, and is strict about everything else.
-        checked_value = TypeAdapter(types[name]).validate_json(json.dumps(value, allow_nan=False), strict=True)
-        if name in QUANTITIES:
-            parse_quantity(value, QUANTITIES[name])
-    except ValidationError as error:
-        complaints.add(f"{name}: {error.errors()[0]['msg']}.", where=where)
-        return value
-    except InputError as error:
-        complaints.add(f"{name}: {error}", where=where)
-        return value
-    except (TypeError, ValueError):
-        complaints.add(f"{name}: is neither a number, a text, true or false, nor a list of those.", where=where)
-        return value
-    return list(checked_value) if isinstance(checked_value, tuple) else checked_value
+    return _value(document, place, value, complaints) if _known(document, place, complaints) else value
 
 
 def _axis(document: Document, place: tuple[str | int, ...], values: Any, complaints: Complaints) -> list[Any]:
@@ -178,7 +151,47 @@ def _axis(document: Document, place: tuple[str | int, ...], values: Any, complai
         return []
     if not values:
         complaints.add(f"{place[-1]}: an axis without values makes a sweep without points.", where=where)
-    return [_constant(document, place, value, complaints) for value in values]
+    if not _known(document, place, complaints):
+        return values
+    return [_value(document, place, value, complaints) for value in values]
+
+
+def _known(document: Document, place: tuple[str | int, ...], complaints: Complaints) -> bool:
+    """Whether the last part of a place names something that a point can set; complains where it does not."""
+    name = str(place[-1])
+    kind, dot, rest = name.partition(".")
+    if dot and (kind not in KINDS or not rest):
+        hint = did_you_mean(kind, KINDS)
+        complaints.add(f"{name}: no file of the catalogue is meant.", where=_where(document, place), hint=hint)
+        return False
+    if not dot and name not in field_types():
+        hint = did_you_mean(name, [*field_types(), *KINDS])
+        complaints.add(f"{name}: unknown field.", where=_where(document, place), hint=hint)
+        return False
+    return True
+
+
+def _value(document: Document, place: tuple[str | int, ...], value: Any, complaints: Complaints) -> Any:
+    from pydantic import TypeAdapter, ValidationError
+
+    name, where = str(place[-1]), _where(document, place)
+    try:
+        text = json.dumps(value, allow_nan=False)
+        if "." in name:
+            return value
+        # JSON mode reads a list as the tuple that a field holds, and is strict about everything else.
+        checked_value = TypeAdapter(field_types()[name]).validate_json(text, strict=True)
+        if name in QUANTITIES:
+            parse_quantity(value, QUANTITIES[name])
+    except ValidationError as error:
+        complaints.add(f"{name}: {error.errors()[0]['msg']}.", where=where)
+    except InputError as error:
+        complaints.add(f"{name}: {error}", where=where)
+    except (TypeError, ValueError):
+        complaints.add(f"{name}: is neither a number, a text, true or false, nor a list of those.", where=where)
+    else:
+        return list(checked_value) if isinstance(checked_value, tuple) else checked_value
+    return value
 
 
 def _where(document: Document, place: tuple[str | int, ...]) -> str:

@@ -37,7 +37,7 @@ def frame(points: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any] 
 
     columns = columns_of(points)
     records = [{name: _plain(value) for name, value in record.items()} for record in joined(points, rows)]
-    return pd.DataFrame.from_records(records, columns=columns)
+    return pd.DataFrame.from_records(records, columns=columns).astype({"fits": "boolean"})
 
 
 def write_tables(
@@ -51,7 +51,7 @@ def write_tables(
         data = frame(points, rows)
         for name in data.columns:
             # One column of several types (an axis of numbers and of "x2") has no Parquet type but text.
-            if data[name].dtype == object and len(set(data[name].map(type))) > 1:
+            if data[name].dtype == object and len({type(value) for value in data[name] if not _empty(value)}) > 1:
                 data[name] = data[name].map(lambda value: None if _empty(value) else str(value))
         data.to_parquet(buffer, index=False)
         paths.append(folder / PARQUET)
