@@ -42,8 +42,8 @@ def test_a_device_field_and_a_new_one() -> None:
 
 
 def test_models_and_frameworks() -> None:
-    changed = model_with("gpt3-13b", (("dims.seq_len", 4096),))
-    assert (changed.seq_len, changed.hidden) == (4096, catalog.load_model("gpt3-13b").hidden)
+    changed = model_with("gpt3-13b", (("dims.seq_len", 1024),))
+    assert (changed.seq_len, changed.hidden) == (1024, catalog.load_model("gpt3-13b").hidden)
     assert framework_with("megatron-core", (("overlap_tp", True),)).overlap_tp is True
 
 
