@@ -14,9 +14,12 @@ COMMANDS = {
     "count": "Parameters and FLOPs of a model.",
     "catalog": "List, show and check the models, clusters and frameworks.",
     "project": "Days, device hours, dollars and energy of a training run, with failures.",
+    "explore": "A local page to turn the dials.",
     "report": "One HTML file: tables, pictures, assumptions and sources.",
     "trace": "One step as a file that Perfetto opens.",
     "sweep": "Every case of a file: grids and zips, in parallel, resumable.",
+    "calibrate": "Measure this machine's kernels and collectives.",
+    "measure": "Run real training steps on this machine beside their predictions.",
     "validate": "Compare predictions with published runs, kernels or torch's own counts.",
 }
 

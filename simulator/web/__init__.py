@@ -1,0 +1,1 @@
+"""The explorer: a local page that turns the dials of an estimate."""

@@ -1,0 +1,179 @@
+"""What the page shows for a state: pure functions from JSON to JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
+from functools import lru_cache
+from typing import Any
+
+from simulator.errors import InputError, Problem
+from simulator.estimate import estimate
+from simulator.plan.planner import plan
+from simulator.report.document import document
+from simulator.report.svg import scene_json
+from simulator.report.svg_bars import memory_scene, waterfall_scene
+from simulator.report.svg_scatter import Point, scatter_scene
+from simulator.report.svg_timeline import timeline_scene
+from simulator.report.svg_topology import topology_scene
+from simulator.result import Estimate
+from simulator.spec.strategy import Strategy
+from simulator.units import format_bytes, format_percent, format_time
+from simulator.web.state import FIELDS, START, Case, catalogue, dial_values, read_case
+
+State = Mapping[str, Any]
+MAX_PLANNED = 50
+PLAN_S = 8.0
+"""Seconds that a plan may search; then the best so far, with its gap."""
+_NEIGHBOUR_DIALS = ("tp", "pp", "cp", "ep", "vp", "micro_batch", "zero")
+_SHOWN = ("tp", "pp", "dp", "cp", "ep", "vp", "micro_batch", "zero", "schedule", "recompute")
+
+
+def _width(asked: Any) -> int:
+    """The picture's width in pixels, within reason."""
+    return min(max(int(asked), 280), 1200) if isinstance(asked, int) else 640
+
+
+@lru_cache(maxsize=64)
+def _answered(key: str) -> tuple[Case, Estimate]:
+    """Case and estimate of a state written as JSON: a dial that goes back and forth costs nothing."""
+    case = read_case(json.loads(key))
+    return case, estimate(case.model, case.cluster, case.run, case.strategy, framework=case.framework)
+
+
+def _answer(state: Any) -> tuple[Case, Estimate]:
+    if not isinstance(state, dict):
+        raise InputError([Problem("state must be an object.", "state")])
+    return _answered(json.dumps(state, sort_keys=True))
+
+
+def catalogue_view() -> dict[str, Any]:
+    """What can be chosen, and what the page shows first."""
+    return catalogue()
+
+
+def estimate_view(body: State) -> dict[str, Any]:
+    """The document, pictures and dial stops of body["state"], drawn body["width"] pixels wide (the timeline "wide")."""
+    case, answer = _answer(body.get("state"))
+    width = _width(body.get("width"))
+    scenes = (
+        waterfall_scene(answer, width), memory_scene(answer, width), timeline_scene(answer, _width(body.get("wide"))),
+        topology_scene(case.cluster, case.strategy, answer, width),
+    )  # fmt: skip
+    return {
+        "document": document(answer, nodes=case.cluster.nodes, said=case.said),
+        "pictures": [scene_json(scene) for scene in scenes],
+        "dials": dial_values(case),
+        "now": {"nodes": case.cluster.nodes, "dp": case.strategy.dp, "seq_len": answer.run["seq_len"],
+                "devices": case.cluster.devices},
+    }  # fmt: skip
+
+
+def scatter_view(body: State) -> dict[str, Any]:
+    """Strategies one step of a dial away, and those of body["planned"], by time and memory.
+
+    `points` maps the key of a point to the settings that a click on it changes.
+    """
+    case, answer = _answer(body.get("state"))
+    state: State = body["state"]
+    points = [Point(label="this strategy", kind="current", step_time_s=answer.step_time_s,
+                    peak_bytes=answer.peak_memory_bytes)]  # fmt: skip
+    changes: dict[str, dict[str, Any]] = {}
+    for change in _neighbours(case):
+        try:
+            # The folded state, so that a neighbour that is visited later is there already.
+            _, other = _answer({**state, **change})
+        except InputError:
+            continue
+        key = f"n{len(changes)}"
+        changes[key] = change
+        label = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in change.items())
+        points.append(Point(label=label, kind="neighbour", step_time_s=other.step_time_s,
+                            peak_bytes=other.peak_memory_bytes, key=key))  # fmt: skip
+    for point, change in _planned(body.get("planned")):
+        changes[point.key] = change
+        points.append(point)
+    scene = scatter_scene(points, answer.device_memory_bytes, _width(body.get("width")))
+    return {"picture": scene_json(scene), "points": changes, "nearby": _nearby(points, answer)}
+
+
+def _nearby(points: list[Point], answer: Estimate) -> list[dict[str, Any]]:
+    """The neighbours as rows, the quickest that fits first."""
+    limit = answer.device_memory_bytes
+    near = [point for point in points if point.kind == "neighbour"]
+    near.sort(key=lambda p: (p.peak_bytes > limit, p.step_time_s))
+    return [
+        {"key": p.key, "name": p.label, "step": format_time(p.step_time_s),
+         "change": f"{p.step_time_s / answer.step_time_s - 1:+.1%}", "memory": format_bytes(p.peak_bytes),
+         "fits": p.peak_bytes <= limit}
+        for p in near
+    ]  # fmt: skip
+
+
+def _neighbours(case: Case) -> Iterator[dict[str, Any]]:
+    """Changes of one step of one dial; virtual stages bring their schedule along."""
+    stops = dial_values(case)
+    strategy = case.strategy
+    for name in _NEIGHBOUR_DIALS:
+        now = getattr(strategy, name)
+        at = stops[name].index(now)
+        for other in stops[name][max(at - 1, 0) : at] + stops[name][at + 1 : at + 2]:
+            change: dict[str, Any] = {name: other}
+            if name == "vp" and strategy.schedule in ("1f1b", "interleaved"):
+                change["schedule"] = "interleaved" if other > 1 else "1f1b"
+            yield change
+    for word in ("none", "selective", "full"):
+        if word != strategy.recompute:
+            yield {"recompute": word}
+
+
+def _planned(rows: Any) -> Iterator[tuple[Point, dict[str, Any]]]:
+    """Points that an earlier plan gave the page, read as carefully as anything else that comes in."""
+    for index, row in enumerate(rows[:MAX_PLANNED] if isinstance(rows, list) else []):
+        try:
+            time_s, held_bytes = float(row["step_time_s"]), float(row["peak_bytes"])
+            change, label = dict(row["change"]), str(row["label"])[:100]
+        except (KeyError, TypeError, ValueError):
+            raise InputError([Problem(f"planned[{index}] is no planned strategy.", "planned")]) from None
+        if not (math.isfinite(time_s) and time_s > 0 and math.isfinite(held_bytes) and held_bytes >= 0):
+            raise InputError([Problem(f"planned[{index}] has no finite time and memory.", "planned")])
+        yield Point(label=label, kind="planned", step_time_s=time_s, peak_bytes=held_bytes, key=f"p{index}"), change
+
+
+def plan_view(body: State) -> dict[str, Any]:
+    """The best strategies for the state's model, cluster and run, why each stands where it does, and the proof."""
+    state = body.get("state")
+    if not isinstance(state, dict):
+        raise InputError([Problem("state must be an object.", "state")])
+    # Only model, cluster and run matter here; a strategy that cannot run must not stand in the way.
+    case = read_case({name: value for name, value in state.items() if name not in _SHOWN or name == "dp"})
+    run = replace(case.run, seq_len=case.run.seq_len or case.model.seq_len)
+    found = plan(case.model, case.cluster, run, framework=case.framework, limit=8, time_limit_s=PLAN_S)
+    rows = [_row(entry.strategy, entry.estimate, entry.why, entry.tied) for entry in found]
+    proof = found.proof
+    ending = "optimal under the engine" if proof.optimal else f"within {format_percent(proof.gap)} of the optimum"
+    words = (
+        f"{proof.considered:,} strategies considered, {proof.legal:,} legal, {proof.fits:,} fit; "
+        f"{proof.engine_runs:,} simulated in {format_time(found.wall_s, 3)}: {ending}."
+    )
+    rejected = sorted(found.rejected.items(), key=lambda item: -item[1])
+    return {"rows": rows, "proof": words, "rejected": [[reason, f"{n:,}"] for reason, n in rejected[:12]],
+            "notes": list(found.notes)}  # fmt: skip
+
+
+def _row(strategy: Strategy, answer: Estimate, why: str, tied: bool) -> dict[str, Any]:
+    # Without dp, which a plan leaves to the other degrees: turning a dial afterwards keeps every device at work.
+    change = {
+        entry.name: getattr(strategy, entry.name)
+        for entry in fields(Strategy)
+        if entry.name in FIELDS and entry.name != "dp"
+        and (entry.name in START or getattr(strategy, entry.name) != entry.default)
+    }  # fmt: skip
+    label = " ".join(f"{name} {value}" for name in _SHOWN if (value := getattr(strategy, name)) not in (1, 0))
+    return {
+        "label": label, "change": change, "step": format_time(answer.step_time_s), "mfu": format_percent(answer.mfu),
+        "memory": format_bytes(answer.peak_memory_bytes), "why": why, "tied": tied,
+        "step_time_s": answer.step_time_s, "peak_bytes": answer.peak_memory_bytes,
+    }  # fmt: skip
