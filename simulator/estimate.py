@@ -12,6 +12,7 @@ from simulator import catalog
 from simulator.arch.flops import executed_flops, model_flops_per_sequence
 from simulator.arch.operations import Number, largest
 from simulator.cluster.device import peak_flops_per_s
+from simulator.cluster.members import as_slowest
 from simulator.cluster.network import collective_time_s
 from simulator.intervals import regime_interval
 from simulator.parallel.legal import check
@@ -58,13 +59,15 @@ def estimate(
     """Cost of one training step.
 
     Raises InputError when the strategy cannot run (every reason at once). A strategy that does not fit in memory
-    is an answer: `fits` is False.
+    is an answer: `fits` is False. Clusters of unequal nodes run at their slowest members, which the notes name.
     """
     software = framework if framework is not None else catalog.load_framework(run.framework)
     check(model, cluster, run, strategy)
     run = replace(run, seq_len=run.seq_len or model.seq_len)
+    cluster, unequal = as_slowest(cluster, run.precision)
     lowered = run_step(model, cluster, run, strategy, software)
-    return summarise(model, cluster, run, strategy, software, lowered)
+    answer = summarise(model, cluster, run, strategy, software, lowered)
+    return replace(answer, notes=(*answer.notes, *unequal)) if unequal else answer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,21 +12,25 @@ from simulator.cli.options import case_of, case_options, json_option, print_json
 
 @click.command("estimate")
 @case_options
+@click.option("--rank-file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="Device of each rank, one number a line (default: rank r is device r).")  # fmt: skip
 @click.option("--why", metavar="TERM", help="Expand one number into its formula, values and source.")
 @json_option
-def command(as_json: bool, why: str | None, **options: Any) -> None:
+def command(as_json: bool, why: str | None, rank_file: Path | None, **options: Any) -> None:
     """Estimate one training step of MODEL on CLUSTER under one strategy.
 
     \b
     Example:
       shardwise estimate gpt3-175b dgx-a100 --nodes 128 --tp 8 --pp 8 --micro-batch 1 --global-batch 1536
     """
+    from simulator.cluster.placement import with_rank_file
     from simulator.estimate import estimate
     from simulator.explain import explain_term
     from simulator.report.text import estimate_text, term_text
 
     case = case_of(options)
-    answer = estimate(case.model, case.cluster, case.run, case.strategy, framework=case.framework)
+    cluster = with_rank_file(case.cluster, rank_file) if rank_file else case.cluster
+    answer = estimate(case.model, cluster, case.run, case.strategy, framework=case.framework)
     if why:
         term = explain_term(answer, why)
         if as_json:

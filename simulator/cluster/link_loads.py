@@ -98,10 +98,8 @@ def _tier_loads(cluster: Cluster, index: int, kind: str, size_bytes: float, over
     if over.units[index - 1] <= 1:
         return []
     n, members = int(over.size), float(over.members[index - 1])
-    if kind == "all_to_all":
-        leaving = members * size_bytes * (n - members) / n
-    else:
-        leaving = _passed_bytes(kind, size_bytes, n)
+    exchanged = members * size_bytes * (n - members) / n
+    leaving = exchanged if kind == "all_to_all" else _passed_bytes(kind, size_bytes, n)
     groups = below / members
     senders = 1.0 if kind == "send" else members
     found = []

@@ -60,3 +60,29 @@ def uniform(cluster: Cluster, devices: Iterable[int] | None = None) -> Cluster:
         return cluster
     slow = slowest_link(cluster, devices)
     return replace(cluster, device=slow.device, tiers=(slow.tier, *cluster.tiers[1:]), node_devices=(), node_tiers=())
+
+
+def as_slowest(cluster: Cluster, dtype: str = "bf16") -> tuple[Cluster, tuple[str, ...]]:
+    """A cluster of unequal nodes as synchronous training feels it, and what was taken from which node, in words.
+
+    Every group waits for its slowest member and every step for its slowest group: all devices compute as the one with
+    the lowest peak for `dtype`, hold what the smallest holds, and exchange as fast as the slowest node's links.
+    Clusters of equal nodes are returned as they are, with nothing to say.
+    """
+    if not (cluster.node_devices or cluster.node_tiers):
+        return cluster, ()
+    device, link = slowest_device(cluster, dtype), slowest_link(cluster)
+    small = min((member(cluster, node) for node in range(cluster.nodes)), key=lambda m: m.device.memory_bytes)
+    equal = replace(
+        cluster,
+        device=replace(device.device, memory_bytes=small.device.memory_bytes),
+        tiers=(link.tier, *cluster.tiers[1:]),
+        node_devices=(),
+        node_tiers=(),
+    )
+    said = (
+        f"Unequal nodes: every step waits for {device.label}, the slowest in {dtype}; MFU is of its peak.",
+        f"The slowest links within a node are those of {link.label}.",
+        f"The least memory per device is that of {small.label}: {small.device.memory_bytes / 2**30:g} GiB.",
+    )
+    return equal, said
