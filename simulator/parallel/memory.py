@@ -18,6 +18,7 @@ from simulator.parallel.lower import Program, Stage
 from simulator.parallel.recompute import Policy, policy_of, saved_bytes
 from simulator.parallel.setting import Setting
 from simulator.parallel.states import held_parameters, state_bytes
+from simulator.spec.run import Framework
 from simulator.spec.strategy import Strategy
 
 
@@ -81,23 +82,25 @@ def rank_memory(
         count * stage_activation_bytes(stage, setting.strategy, memories)
         for stage, count in zip(stages, in_flight, strict=True)
     )
-    parts["working_set"] = _working_set_bytes(stages, memories)
-    parts["communication_buffers"] = _buffer_bytes(boundary_bytes, held.total, setting)
-    allocated = sum(parts.values())
-    fraction = setting.framework.fragmentation_fraction
-    parts["fragmentation"] = allocated * fraction / (1.0 - fraction)
-    parts["context"] = setting.framework.context_bytes
-    return parts
+    parts["working_set"] = working_set_bytes(stages, memories)
+    parts["communication_buffers"] = buffer_bytes(boundary_bytes, held.total, setting)
+    return parts | overhead_bytes(sum(parts.values()), setting.framework)
 
 
-def _working_set_bytes(stages: Sequence[Stage], memories: Mapping[str, SegmentMemory]) -> Number:
+def overhead_bytes(allocated_bytes: Number, framework: Framework) -> dict[str, Number]:
+    """What tensors of `allocated_bytes` cost besides: what the allocator cannot use, and what sits outside it [B]."""
+    fraction = framework.fragmentation_fraction
+    return {"fragmentation": allocated_bytes * fraction / (1.0 - fraction), "context": framework.context_bytes}
+
+
+def working_set_bytes(stages: Sequence[Stage], memories: Mapping[str, SegmentMemory]) -> Number:
     """The largest segment while it is recomputed, and the largest gradient of a saved tensor while it is made."""
     held = [(memories[segment.name], count) for stage in stages for segment, count in stage.parts]
     dropped = largest(where(count > 0, m.plain_bytes - m.saved_bytes, 0.0) for m, count in held)
     return dropped + largest(where(count > 0, m.largest_bytes, 0.0) for m, count in held)
 
 
-def _buffer_bytes(boundary_bytes: Number, parameters: Number, setting: Setting) -> Number:
+def buffer_bytes(boundary_bytes: Number, parameters: Number, setting: Setting) -> Number:
     """Pipeline send and receive buffers (two each way) and, where gradients are bucketed outside the main gradient
     buffer, two buckets.
     """

@@ -146,6 +146,13 @@ def segment_times(
     segments: Iterable[Segment], policy: Policy, cluster: Cluster, groups: Mapping[str, Group]
 ) -> dict[str, SegmentTime]:
     """Times of distinct segments, by name."""
+    return segment_times_by_policy(segments, [policy], cluster, groups)[0]
+
+
+def segment_times_by_policy(
+    segments: Iterable[Segment], policies: Sequence[Policy], cluster: Cluster, groups: Mapping[str, Group]
+) -> list[dict[str, SegmentTime]]:
+    """Times of distinct segments, by name, under each recomputation policy; every operation is timed once."""
     held = list(segments)
     works = [
         work
@@ -155,11 +162,8 @@ def segment_times(
     ]
     cold = replace(cluster, device=replace(cluster.device, kernels=cluster.device.kernels.cold()))
     seconds = iter(_sustained(works, work_times_s(works, cold, groups), cluster.device))
-    result: dict[str, SegmentTime] = {}
-    for segment in held:
-        timed = [_timed(operation, seconds) for operation in segment.operations]
-        result[segment.name] = _segment_time(segment, timed, policy)
-    return result
+    timed = [(segment, [_timed(operation, seconds) for operation in segment.operations]) for segment in held]
+    return [{segment.name: _segment_time(segment, each, policy) for segment, each in timed} for policy in policies]
 
 
 def _sustained(works: Sequence[Work], cold_s: list[Any], device: Device) -> list[Any]:
