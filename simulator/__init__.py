@@ -16,6 +16,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from simulator import pictures
+
 if TYPE_CHECKING:
     from simulator.catalog import load_cluster, load_framework, load_model
     from simulator.count import count
@@ -74,4 +76,9 @@ class _Package(ModuleType):
         return value
 
 
+def _paint(thing: pictures.Drawable, picture: str = "", **options: Any) -> Any:
+    return import_module("simulator.report.plot").plot(thing, picture, **options)
+
+
 sys.modules[__name__].__class__ = _Package
+pictures.drawn_by(_paint)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, overload
 
+from simulator.pictures import Drawable
 from simulator.result import Estimate
 from simulator.spec.strategy import Strategy
 from simulator.units import format_time
@@ -24,8 +25,12 @@ class Proof:
     considered: int
     legal: int
     fits: int
+    """Legal ones less those refused for memory. In a large space, rows whose work alone takes longer than the best found
+    are not asked whether they fit, and count as fitting."""
     bounded: int
-    """Strategies scored by the broadcast bound."""
+    """Strategies bounded from below: all legal ones."""
+    scored: int
+    """Strategies scored with their stages and their memory."""
     refined: int
     """Strategies bounded again by the finer bound."""
     engine_runs: int
@@ -51,7 +56,7 @@ class Planned:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(Drawable):
     """The answer of `plan`: the best strategies in order."""
 
     model: str
@@ -93,7 +98,7 @@ class Plan:
         proof = self.proof
         return {
             "model": self.model, "cluster": self.cluster, "devices": self.devices, "objective": self.objective,
-            "considered": proof.considered, "legal": proof.legal, "fits": proof.fits, "bounded": proof.bounded,
+            "considered": proof.considered, "legal": proof.legal, "fits": proof.fits, "bounded": proof.bounded, "scored": proof.scored,
             "refined": proof.refined, "engine_runs": proof.engine_runs, "gap": proof.gap, "optimal": proof.optimal,
             "wall_s": self.wall_s, "rejected": dict(self.rejected),
             "strategies": [

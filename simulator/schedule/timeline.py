@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from simulator.pictures import Drawable
 from simulator.schedule.order import FORWARD, KINDS, Order
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Timeline:
+class Timeline(Drawable):
     """Start and end of every task of an order, in seconds from the start of the step.
 
     Arrays are by task number of `order`. The two tasks of a pair share one interval.

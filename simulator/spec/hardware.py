@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from simulator.pictures import Drawable
 from simulator.spec.kernels import Curve, KernelModel
 
 
@@ -75,7 +76,7 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cluster:
+class Cluster(Drawable):
     """Equal nodes of equal devices joined by nested tiers.
 
     Heterogeneous clusters list `node_devices` and `node_tiers`; a fabric of no regular kind lists its `links`.

@@ -10,7 +10,7 @@ import pytest
 from tests.repo.imports import Import, imports_of, modules
 
 FLOORS = {
-    0: ("errors", "units", "numbers"),
+    0: ("errors", "units", "numbers", "pictures"),
     1: ("spec", "catalog"),
     2: ("arch",),
     3: ("cluster",),
