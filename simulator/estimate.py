@@ -17,7 +17,7 @@ from simulator.cluster.network import collective_time_s
 from simulator.intervals import regime_interval
 from simulator.parallel.legal import check
 from simulator.parallel.lower import Program, lower, sequence_lengths
-from simulator.parallel.memory import rank_memory, segment_memories
+from simulator.parallel.memory import overhead_bytes, segment_memories, stage_memory, static_bytes, step_bytes
 from simulator.parallel.recompute import policy_of, recomputed_operations
 from simulator.parallel.setting import Setting, groups_of
 from simulator.parallel.stage_cost import StageCost, stage_costs
@@ -28,6 +28,8 @@ from simulator.provenance import notes_of, provenance_of, regime_of
 from simulator.result import Estimate, Memory, TimeParts
 from simulator.schedule.engine import Durations, Transfers, simulate
 from simulator.schedule.make import make_order
+from simulator.schedule.memory import Footprint, memory_peaks
+from simulator.schedule.memory import Footprint, memory_peaks
 from simulator.schedule.order import Order
 from simulator.schedule.timeline import Timeline
 from simulator.spec.hardware import Cluster
@@ -100,7 +102,7 @@ def run_costed(costed: Costed) -> Lowered:
         strategy.schedule, pp=strategy.pp, micro_batches=program.micro_batches, vp=strategy.vp,
         group_size=strategy.group_size,
     )  # fmt: skip
-    durations, transfers = durations_of(costs, software), transfers_of(program, setting)
+    durations, transfers = durations_of(costs, setting), transfers_of(program, setting)
     timeline = simulate(order, durations, transfers)
     host_wait_s = 0.0
     if np.any(durations.forward_host_s):
@@ -128,15 +130,18 @@ def _ends(
     return tuple(result)
 
 
-def durations_of(costs: Sequence[StageCost], software: Framework) -> Durations:
+def durations_of(costs: Sequence[StageCost], setting: Setting) -> Durations:
     """Engine durations: recomputation opens the backward; launches cost host time unless replayed from a graph.
 
     Dropless experts stay outside a graph: their sizes follow the routing.
     """
 
+    software = setting.framework
+    launch_s = software.launch_s * setting.cluster.host_slowdown_factor
+
     def host_s(*phases: PhaseTime) -> float:
         launched = sum(p.experts_kernels if software.cuda_graphs else p.kernels for p in phases)
-        return software.launch_s * float(launched)
+        return launch_s * float(launched)
 
     device = np.array([
         [float(c.forward.total_s), float(c.input_grad.total_s + c.recompute.total_s), float(c.weight_grad.total_s)]
@@ -207,24 +212,100 @@ def send_s(boundary_bytes: Number, setting: Setting, *, split: bool) -> Number:
 
 
 def memory_of(lowered: Lowered) -> Memory:
-    """Peak memory of every pipeline rank; the fullest one gives the parts."""
-    strategy = lowered.setting.strategy
-    known: dict[tuple[object, ...], dict[str, float]] = {}
-    memories = segment_memories(lowered.program, strategy)
+    """Peak memory of every pipeline rank, read off its timeline; the fullest one gives the parts."""
+    setting, order = lowered.setting, lowered.order
+    holds = [rank_stages(order, rank) for rank in range(order.pp)]
+    footprint, static, step = _footprint(lowered, holds)
+    peaks = memory_peaks(lowered.timeline, footprint)
     ranks = []
-    for rank in range(strategy.pp):
-        held = rank_stages(lowered.order, rank)
-        in_flight = float(lowered.timeline.in_flight[rank]) / len(held)
-        key = (in_flight, *(id(lowered.costs[stage]) for stage in held), rank == strategy.pp - 1)
+    for rank in range(order.pp):
+        activations, working = float(peaks.activation_bytes[rank]), float(peaks.working_bytes[rank])
+        parts = {**static[rank], "activations": activations, "working_set": working}
+        if step[rank] > activations + working:
+            parts["optimizer_step"] = step[rank] - activations - working
+        ranks.append(parts | overhead_bytes(sum(parts.values()), setting.framework))
+    totals = [sum(parts.values()) for parts in ranks]
+    fullest = totals.index(max(totals))
+    return Memory(
+        per_stage=tuple({**parts, "total": total} for parts, total in zip(ranks, totals, strict=True)),
+        parts=ranks[fullest],
+        limit_bytes=setting.cluster.device.memory_bytes,
+        peak_time_s=float(peaks.time_s[fullest]),
+        step_bytes=step[fullest],
+        footprint=footprint,
+    )
+
+
+def _footprint(
+    lowered: Lowered, holds: Sequence[Sequence[int]]
+) -> tuple[Footprint, list[dict[str, float]], list[float]]:
+    """What the timeline's tasks hold; and by rank what is there all the time, and what the optimizer step needs.
+
+    Stages of equal cost are alike, and so are ranks that hold such stages.
+    """
+    program, setting = lowered.program, lowered.setting
+    memories = segment_memories(program, setting.strategy)
+    kinds = [id(cost) for cost in lowered.costs]
+    alike = dict(zip(kinds, program.stages, strict=True))
+    sizes = {kind: stage_memory(stage, setting.strategy, memories) for kind, stage in alike.items()}
+    known: dict[tuple[int, ...], tuple[dict[str, float], float]] = {}
+    ranks = []
+    for held in holds:
+        key = tuple(kinds[stage] for stage in held)
         if key not in known:
-            stages = [lowered.program.stages[stage] for stage in held]
-            boundary_bytes = largest([lowered.program.stages[0].boundary_bytes, stages[0].boundary_bytes])
-            parts = rank_memory(stages, [in_flight] * len(stages), memories, lowered.setting, boundary_bytes)
-            known[key] = {name: float(value) for name, value in parts.items()}
+            stages = [program.stages[stage] for stage in held]
+            edge = largest([program.stages[0].boundary_bytes, stages[0].boundary_bytes])
+            parts = static_bytes(stages, edge, setting)
+            known[key] = ({name: float(value) for name, value in parts.items()}, float(step_bytes(stages, setting)))
         ranks.append(known[key])
-    fullest = max(ranks, key=lambda parts: sum(parts.values()))
-    per_stage = tuple({**parts, "total": sum(parts.values())} for parts in ranks)
-    return Memory(per_stage=per_stage, parts=fullest, limit_bytes=lowered.setting.cluster.device.memory_bytes)
+
+    def by_stage(name: str) -> list[float]:
+        return [float(getattr(sizes[kind], name)) for kind in kinds]
+
+    footprint = Footprint(
+        static_bytes=[sum(parts.values()) for parts, _ in ranks],
+        activation_bytes=by_stage("activation_bytes"),
+        weight_gradient_bytes=by_stage("late_bytes"),
+        forward_working_bytes=by_stage("forward_bytes"),
+        backward_working_bytes=by_stage("backward_bytes"),
+    )
+    return footprint, [parts for parts, _ in ranks], [step for _, step in ranks]
+
+
+def _footprint(
+    lowered: Lowered, holds: Sequence[Sequence[int]]
+) -> tuple[Footprint, list[dict[str, float]], list[float]]:
+    """What the timeline's tasks hold; and by rank what is there all the time, and what the optimizer step needs.
+
+    Stages of equal cost are alike, and so are ranks that hold such stages.
+    """
+    program, setting = lowered.program, lowered.setting
+    memories = segment_memories(program, setting.strategy)
+    kinds = [id(cost) for cost in lowered.costs]
+    alike = dict(zip(kinds, program.stages, strict=True))
+    sizes = {kind: stage_memory(stage, setting.strategy, memories) for kind, stage in alike.items()}
+    known: dict[tuple[int, ...], tuple[dict[str, float], float]] = {}
+    ranks = []
+    for held in holds:
+        key = tuple(kinds[stage] for stage in held)
+        if key not in known:
+            stages = [program.stages[stage] for stage in held]
+            edge = largest([program.stages[0].boundary_bytes, stages[0].boundary_bytes])
+            parts = static_bytes(stages, edge, setting)
+            known[key] = ({name: float(value) for name, value in parts.items()}, float(step_bytes(stages, setting)))
+        ranks.append(known[key])
+
+    def by_stage(name: str) -> list[float]:
+        return [float(getattr(sizes[kind], name)) for kind in kinds]
+
+    footprint = Footprint(
+        static_bytes=[sum(parts.values()) for parts, _ in ranks],
+        activation_bytes=by_stage("activation_bytes"),
+        weight_gradient_bytes=by_stage("late_bytes"),
+        forward_working_bytes=by_stage("forward_bytes"),
+        backward_working_bytes=by_stage("backward_bytes"),
+    )
+    return footprint, [parts for parts, _ in ranks], [step for _, step in ranks]
 
 
 def time_of(lowered: Lowered, strategy: Strategy) -> TimeParts:

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from simulator.pictures import Drawable
 from simulator.units import format_bytes, format_count, format_percent, format_time
 
 if TYPE_CHECKING:
+    from simulator.schedule.memory import Footprint
     from simulator.schedule.timeline import Timeline
 
 COMMUNICATION = ("tp", "cp", "ep", "etp", "dp", "pp")
@@ -49,6 +51,13 @@ class Memory:
     """For each pipeline rank its parts, with "total"."""
     parts: Mapping[str, float]
     limit_bytes: float
+    peak_time_s: float = 0.0
+    """When in the step the fullest rank first holds its most."""
+    step_bytes: float = 0.0
+    """What its optimizer step allocates beside the states. An allocator that returns nothing to the device until it
+    must has it reserved on top of the peak."""
+    footprint: Footprint | None = field(default=None, repr=False, compare=False)
+    """What each task of the timeline holds, for the curve over time."""
 
     @property
     def peak_bytes(self) -> float:
@@ -77,7 +86,7 @@ class Term:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class Estimate(Drawable):
     """What one training step costs under one strategy."""
 
     model: str

@@ -159,6 +159,10 @@ def cross_entropy(logits: Number, tokens: Number, shard: Shard, kernels: Kernels
     fp32. Fused, each direction reads and writes the logits about once. Saves the softmax in the loss's dtype; a loss
     written in tensor operations over the whole vocabulary also holds the logits and their cast. Three small
     all-reduces over tp carry the row maxima, target logits and sums of a vocabulary-parallel loss.
+
+    Beside the softmax stand the gradient in the logits' dtype (the softmax itself is turned into it), unfused the
+    logits and their cast in forward; a loss over the whole vocabulary makes the gradients of negative log-likelihood
+    and of log-softmax, each in the loss's dtype (torch.nn.functional.cross_entropy).
     """
     wide = DTYPE_BYTES[kernels.logits_dtype]
     size = kernels.element_bytes
@@ -167,14 +171,16 @@ def cross_entropy(logits: Number, tokens: Number, shard: Shard, kernels: Kernels
     backward = size + wide if fused else size + wide * 4
     parallel = kernels.parallel_cross_entropy and is_split(shard.tp)
     row = (Collective(kind="all_reduce", axis="tp", bytes=tokens * 4.0),) * 3 if parallel else ()
-    held = 0.0 if fused or kernels.parallel_cross_entropy else size + wide
+    whole = not (fused or kernels.parallel_cross_entropy)
+    held = (size + wide if wide > size else size) if whole else 0.0
+    beside = 2 * wide if whole else size if fused else size + wide
     return Operation(
         name="loss",
         forward=(Pointwise(bytes=logits * forward, flops=logits * 5, kernels=2 if fused else 8,
                            kernel="cross_entropy"), *row),
         input_grad=(Pointwise(bytes=logits * backward, kernels=1 if fused else 3, kernel="cross_entropy_grad"),),
-        saves=(Saved(name="loss.softmax", bytes=logits * wide),
-               *((Saved(name="loss.logits", bytes=logits * held),) if held else ()),
+        saves=(Saved(name="loss.softmax", bytes=logits * wide, beside_bytes=logits * beside),
+               *((Saved(name="loss.logits", bytes=logits * held, beside_bytes=0.0),) if held else ()),
                Saved(name="loss.targets", bytes=tokens * 8.0, statistic=True)),
     )
 

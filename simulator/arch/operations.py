@@ -150,6 +150,8 @@ class Saved:
     bytes: Number
     boundary: bool = False
     statistic: bool = False
+    beside_bytes: Number | None = None
+    """The most that stands beside it while it or its gradient is made [B]. None: a gradient of its own size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,9 @@
-"""Peak memory of each rank, by part.
+"""Memory of each rank, by part: what stands there all the time, what a micro-batch leaves until its backward, and what
+exists only while a task runs.
 
-Peak = weights + gradients + optimizer (+ gathered parameters) + activations of the micro-batches in flight + the
-working set of the segment at work + loss and logits + communication buffers + what sits outside the allocator.
+Peak = weights + gradients + optimizer (+ gathered parameters) + communication buffers + activations of the
+micro-batches in flight + the working set of the task at hand, or what the optimizer step needs if that is more; then
+what sits outside the allocator's tensors.
 """
 
 from __future__ import annotations
@@ -12,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from simulator.arch.layer import Segment
-from simulator.arch.operations import Number, largest
-from simulator.cluster.elementwise import minimum, where
+from simulator.arch.operations import DTYPE_BYTES, Gemm, GroupedGemm, Number, largest
+from simulator.cluster.elementwise import maximum, minimum, where
 from simulator.parallel.lower import Program, Stage
 from simulator.parallel.recompute import Policy, policy_of, saved_bytes
 from simulator.parallel.setting import Setting
-from simulator.parallel.states import held_parameters, state_bytes
+from simulator.parallel.states import held_parameters, optimizer_step_bytes, state_bytes
 from simulator.spec.run import Framework
 from simulator.spec.strategy import Strategy
 
@@ -31,7 +33,23 @@ class SegmentMemory:
     plain_bytes: Number
     """Kept without recomputation."""
     largest_bytes: Number
-    """The largest saved tensor: its gradient is as large."""
+    """The most that stands beside one saved tensor: as a rule its gradient."""
+    late_bytes: Number = 0.0
+    """Inputs and output gradients of its matrix products, which a split backward keeps for the weight gradient."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageMemory:
+    """Bytes of one micro-batch in one stage."""
+
+    activation_bytes: Number
+    """Kept from forward to backward."""
+    late_bytes: Number
+    """Kept from a split backward to its weight gradient."""
+    forward_bytes: Number
+    """Held only while a forward runs, beside what it saves."""
+    backward_bytes: Number
+    """Held only while a backward runs, beside what was saved."""
 
 
 def segment_memories(program: Program, strategy: Strategy) -> dict[str, SegmentMemory]:
@@ -46,10 +64,29 @@ def memories_of(segments: Iterable[Segment], policy: Policy) -> dict[str, Segmen
         segment.name: SegmentMemory(
             saved_bytes=saved_bytes(segment, policy),
             plain_bytes=saved_bytes(segment, Policy()),
-            largest_bytes=largest(saved.bytes for operation in segment.operations for saved in operation.saves),
+            largest_bytes=largest(
+                saved.bytes if saved.beside_bytes is None else saved.beside_bytes
+                for operation in segment.operations for saved in operation.saves
+            ),
+            late_bytes=_weight_gradient_bytes(segment),
         )
         for segment in segments
-    }
+    }  # fmt: skip
+
+
+def _weight_gradient_bytes(segment: Segment) -> Number:
+    """What the weight gradients of a segment read: of every product the input and the gradient of the output.
+
+    For a GPT layer 32 s b h bytes (Qi et al. 2023, Zero Bubble, section 3.1: M_W).
+    """
+    total: Number = 0.0
+    for operation in segment.operations:
+        for work in operation.weight_grad:
+            if isinstance(work, Gemm):
+                total = total + (work.m + work.n) * work.k * work.batch * work.repeat * DTYPE_BYTES[work.dtype]
+            elif isinstance(work, GroupedGemm):
+                total = total + (work.n + work.k) * work.tokens * DTYPE_BYTES[work.dtype]
+    return total
 
 
 def stage_activation_bytes(stage: Stage, strategy: Strategy, memories: Mapping[str, SegmentMemory]) -> Number:
@@ -67,24 +104,62 @@ def stage_activation_bytes(stage: Stage, strategy: Strategy, memories: Mapping[s
     return total
 
 
+def stage_memory(stage: Stage, strategy: Strategy, memories: Mapping[str, SegmentMemory]) -> StageMemory:
+    """Bytes of one micro-batch in a stage: kept, and beside that at the worst moment of its forward and backward."""
+    held = [(memories[segment.name], count) for segment, count in stage.parts]
+    return StageMemory(
+        activation_bytes=stage_activation_bytes(stage, strategy, memories),
+        late_bytes=sum(count * memory.late_bytes for memory, count in held),
+        forward_bytes=largest(where(count > 0, memory.largest_bytes, 0.0) for memory, count in held),
+        backward_bytes=_backward_bytes(stage, memories),
+    )
+
+
+def _backward_bytes(stage: Stage, memories: Mapping[str, SegmentMemory]) -> Number:
+    """The worst of a stage's segments: what is recomputed, and the largest gradient.
+
+    Backward visits them from the last one, and each lets go of what it saved.
+    """
+    released: Number = 0.0
+    worst: Number = 0.0
+    for segment, count in reversed(stage.parts):
+        memory = memories[segment.name]
+        need = memory.plain_bytes - memory.saved_bytes + memory.largest_bytes
+        worst = maximum(worst, where(count > 0, need - released, 0.0))
+        released = released + count * memory.saved_bytes
+    return worst
+
+
 def rank_memory(
     stages: Sequence[Stage], in_flight: Sequence[Number], memories: Mapping[str, SegmentMemory], setting: Setting,
     boundary_bytes: Number,
 ) -> dict[str, Number]:  # fmt: skip
-    """Peak bytes of one pipeline rank by part; they sum to its peak.
+    """Peak bytes of one pipeline rank by part, from the most micro-batches that its stages hold; linear in those.
 
-    `in_flight[i]` is how many micro-batches `stages[i]` holds at the peak (the schedule's figure), `boundary_bytes` the
-    activation that crosses a pipeline border.
+    `in_flight[i]` is how many micro-batches `stages[i]` holds at the peak, `boundary_bytes` the activation that crosses
+    a pipeline border. It is what the timeline gives where the backward is not split and a rank's stages are alike. The
+    optimizer step is left out: it needs more than forward and backward only where these hold next to nothing.
     """
-    held = held_parameters(tuple(stages))
-    parts: dict[str, Number] = dict(state_bytes(held, setting.run, setting.strategy, setting.framework))
+    parts = static_bytes(stages, boundary_bytes, setting)
     parts["activations"] = sum(
         count * stage_activation_bytes(stage, setting.strategy, memories)
         for stage, count in zip(stages, in_flight, strict=True)
     )
     parts["working_set"] = working_set_bytes(stages, memories)
-    parts["communication_buffers"] = buffer_bytes(boundary_bytes, held.total, setting)
     return parts | overhead_bytes(sum(parts.values()), setting.framework)
+
+
+def static_bytes(stages: Sequence[Stage], boundary_bytes: Number, setting: Setting) -> dict[str, Number]:
+    """What a pipeline rank holds from the start of a step to its end, by part [B]."""
+    held = held_parameters(tuple(stages))
+    parts: dict[str, Number] = dict(state_bytes(held, setting.run, setting.strategy, setting.framework))
+    parts["communication_buffers"] = buffer_bytes(boundary_bytes, held.total, setting)
+    return parts
+
+
+def step_bytes(stages: Sequence[Stage], setting: Setting) -> Number:
+    """What the optimizer step of a pipeline rank allocates beside its states [B]."""
+    return optimizer_step_bytes(held_parameters(tuple(stages)), setting.run, setting.strategy, setting.framework)
 
 
 def overhead_bytes(allocated_bytes: Number, framework: Framework) -> dict[str, Number]:
@@ -94,10 +169,10 @@ def overhead_bytes(allocated_bytes: Number, framework: Framework) -> dict[str, N
 
 
 def working_set_bytes(stages: Sequence[Stage], memories: Mapping[str, SegmentMemory]) -> Number:
-    """The largest segment while it is recomputed, and the largest gradient of a saved tensor while it is made."""
+    """The most that a task of one of the stages holds beside what is saved [B]."""
     held = [(memories[segment.name], count) for stage in stages for segment, count in stage.parts]
-    dropped = largest(where(count > 0, m.plain_bytes - m.saved_bytes, 0.0) for m, count in held)
-    return dropped + largest(where(count > 0, m.largest_bytes, 0.0) for m, count in held)
+    forward = largest(where(count > 0, memory.largest_bytes, 0.0) for memory, count in held)
+    return largest([forward, *(_backward_bytes(stage, memories) for stage in stages)])
 
 
 def buffer_bytes(boundary_bytes: Number, parameters: Number, setting: Setting) -> Number:

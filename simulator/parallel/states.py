@@ -35,6 +35,9 @@ class HeldParameters:
     replicated: Number
     largest_segment: Number
     """Parameters of the largest segment, which ZeRO-3 gathers at once."""
+    layers: Number = 0.0
+    """Those in layers, whose matrices a low precision multiplies (embedding and head stay in 16 bits)."""
+    largest_layer: Number = 0.0
 
     @property
     def total(self) -> Number:
@@ -46,15 +49,22 @@ def held_parameters(stages: tuple[Stage, ...]) -> HeldParameters:
     dense: Number = 0.0
     expert: Number = 0.0
     replicated: Number = 0.0
+    layers: Number = 0.0
     sizes: list[Number] = []
+    layer_sizes: list[Number] = []
     for stage in stages:
         for segment, count in stage.parts:
             weights = [weight for operation in segment.operations for weight in operation.weights]
-            dense += count * _sum(weights, "dense")
-            expert += count * _sum(weights, "expert")
+            own = _sum(weights, "dense"), _sum(weights, "expert")
+            dense += count * own[0]
+            expert += count * own[1]
             replicated += count * sum(w.elements for w in weights if w.sequence_replicated)
-            sizes.append(where(count > 0, _sum(weights, "dense") + _sum(weights, "expert"), 0.0))
-    return HeldParameters(dense=dense, expert=expert, replicated=replicated, largest_segment=largest(sizes))
+            sizes.append(where(count > 0, sum(own), 0.0))
+            if segment.recomputable:
+                layers += count * sum(own)
+                layer_sizes.append(sizes[-1])
+    return HeldParameters(dense=dense, expert=expert, replicated=replicated, largest_segment=largest(sizes),
+                          layers=layers, largest_layer=largest(layer_sizes))  # fmt: skip
 
 
 def _sum(weights: list[Weight], sharing: str) -> Number:
@@ -67,7 +77,10 @@ def parameter_bytes(run: Run) -> float:
 
 
 def low_precision_copy_bytes(run: Run) -> float:
-    """Bytes per parameter of the quantised weight and its transpose kept beside the 16-bit one [B]."""
+    """Bytes per parameter of a layer's quantised weight and its transpose, kept beside the 16-bit one [B].
+
+    TransformerEngine keeps both over all micro-batches of a step (module/linear.py get_weight_workspace).
+    """
     return {"fp8": 2.0, "mxfp8": 2.0 + 2.0 / 32.0, "nvfp4": 1.0 + 2.0 / 16.0}.get(run.precision, 0.0)
 
 
@@ -103,22 +116,42 @@ def state_bytes(held: HeldParameters, run: Run, strategy: Strategy, framework: F
     """Weights, gradients and optimizer of one rank [B].
 
     ZeRO-1 divides the optimizer by d, ZeRO-2 also the gradients, ZeRO-3 also the weights; ZeRO-3 adds the gathered
-    parameters of the segment at work and of the one prefetched.
+    parameters of the segment at work and of the one prefetched, and quantised copies only of those.
     """
-    dense, expert = shard_ranks(strategy)
-    sharded = held.dense / dense + held.expert / expert
+    sharded = owned_parameters(held, strategy)
 
     def part(each_bytes: float, stage: int) -> Number:
         return each_bytes * (sharded if strategy.zero >= stage else held.total)
 
+    copy_bytes = low_precision_copy_bytes(run)
     result = {
-        "weights": part(stored_bytes(run, framework), 3) + low_precision_copy_bytes(run) * held.total,
+        "weights": part(stored_bytes(run, framework), 3),
         "gradients": part(gradient_bytes(run, framework), 2),
         "optimizer": part(optimizer_bytes(run, framework), 1),
     }
     if strategy.zero == 3:
-        result["gathered_parameters"] = 2 * held.largest_segment * parameter_bytes(run)
+        gathered = held.largest_segment * parameter_bytes(run) + held.largest_layer * copy_bytes
+        result["gathered_parameters"] = 2 * gathered
+    else:
+        result["weights"] = result["weights"] + copy_bytes * held.layers
     return result
+
+
+def owned_parameters(held: HeldParameters, strategy: Strategy) -> Number:
+    """Parameters of a rank's shard when its states are divided over the ranks that share them."""
+    dense, expert = shard_ranks(strategy)
+    return held.dense / dense + held.expert / expert
+
+
+def optimizer_step_bytes(held: HeldParameters, run: Run, strategy: Strategy, framework: Framework) -> Number:
+    """What the optimizer step allocates beside the states [B]: fp32 copies of 16-bit gradients for its fp32 masters.
+
+    Megatron-LM optimizer.py _copy_model_grads_to_main_grads and DeepSpeed stage_1_and_2.py step (its flat partition)
+    both hold all of a rank's share at once; fp32 gradients are read as they are, and 16-bit moments in place.
+    """
+    if gradient_bytes(run, framework) >= MASTER_BYTES or optimizer_bytes(run, framework) < MASTER_BYTES:
+        return 0.0
+    return MASTER_BYTES * (owned_parameters(held, strategy) if strategy.zero >= 1 else held.total)
 
 
 def accumulation_bytes(held: Number, run: Run, framework: Framework) -> Number:
@@ -138,8 +171,7 @@ def optimizer_traffic_bytes(held: HeldParameters, run: Run, strategy: Strategy, 
     Zero the gradients, read them for the norm, read and write master, moments, read gradient, write the 16-bit
     parameter. A framework without a fused optimizer makes about three times the passes over the states.
     """
-    dense, expert = shard_ranks(strategy)
-    owned = held.dense / dense + held.expert / expert if strategy.zero >= 1 else held.total
+    owned = owned_parameters(held, strategy) if strategy.zero >= 1 else held.total
     gradient = gradient_bytes(run, framework)
     states = 2 * (MOMENT_BYTES[run.optimizer] + MASTER_BYTES)
     passes = 1 if framework.fused_optimizer else 3

@@ -75,6 +75,84 @@ class MemoryTimeline:
         return self.time_s[span], self.held_bytes[span]
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MemoryPeaks:
+    """The most each rank holds, when, and what it is made of. Arrays are by rank."""
+
+    peak_bytes: Floats
+    time_s: Floats
+    """When the task begins in which the rank first holds its most."""
+    activation_bytes: Floats
+    """Saved activations of every micro-batch then in flight, those that only a weight gradient still reads among
+    them."""
+    gradient_bytes: Floats
+    working_bytes: Floats
+
+
+def memory_peaks(timeline: Timeline, footprint: Footprint) -> MemoryPeaks:
+    """The peaks of `memory_over_time`, without its sorted list of every change.
+
+    A rank's tasks follow each other, so what it holds while one runs is what the tasks before it left, what it saves
+    itself, and its working memory; the two tasks of a pair hold theirs together.
+    Raises InputError as `memory_over_time` does.
+    """
+    order = timeline.order
+    made, kept, working = _changes(timeline, footprint)
+    gradient = np.zeros(order.tasks)
+    gradient[_first_backward(timeline)] += per_stage(footprint.gradient_bytes, order.stages, "gradient_bytes")[
+        order.model_stage
+    ]
+    first = order.rank_start[:-1]
+    left, grown = np.cumsum(made + kept), np.cumsum(gradient)
+    before = np.concatenate([[0.0], left])
+    counts = np.diff(order.rank_start)
+    base = np.repeat(before[first], counts)
+    grown = grown - np.repeat(np.concatenate([[0.0], grown])[first], counts)
+    pairs = np.flatnonzero(order.paired)
+    during, beside = before[:-1] - base + made, working.copy()
+    during[pairs] += made[pairs + 1]
+    grown[pairs] = grown[pairs + 1]
+    beside[pairs] += working[pairs + 1]
+    held = during + grown + beside
+    held[pairs + 1] = -np.inf
+    at = np.array([start + int(np.argmax(held[start:stop]))
+                   for start, stop in zip(first, order.rank_start[1:], strict=True)])  # fmt: skip
+    return MemoryPeaks(
+        peak_bytes=held[at] + per_stage(footprint.static_bytes, order.pp, "static_bytes"),
+        time_s=timeline.start_s[at],
+        activation_bytes=during[at],
+        gradient_bytes=grown[at],
+        working_bytes=beside[at],
+    )
+
+
+def _changes(timeline: Timeline, footprint: Footprint) -> tuple[Floats, Floats, Floats]:
+    """By task: bytes it saves when it begins, the change when it ends, and what it holds only while it runs."""
+    order = timeline.order
+    stages, stage = order.stages, order.stage
+    saved = per_stage(footprint.activation_bytes, stages, "activation_bytes")[stage]
+    late = _late(timeline, footprint)
+    forward, weight = order.kind == FORWARD, order.kind == WEIGHT_GRAD
+    made = np.where(forward, saved, 0.0)
+    kept = np.where(forward, 0.0, np.where(weight, -late, late - saved))
+    working = np.where(
+        forward,
+        per_stage(footprint.forward_working_bytes, stages, "forward_working_bytes")[stage],
+        per_stage(footprint.backward_working_bytes, stages, "backward_working_bytes")[stage],
+    )
+    return made, kept, working
+
+
+def _late(timeline: Timeline, footprint: Footprint) -> Floats:
+    """By task: what its micro-batch leaves for a weight gradient of its own; 0 where the backward is one task."""
+    order = timeline.order
+    late = per_stage(footprint.weight_gradient_bytes, order.stages, "weight_gradient_bytes")[order.stage]
+    split = np.zeros((order.slots, order.micro_batches), np.bool_)
+    only_input = order.kind == INPUT_GRAD
+    split[order.slot[only_input], order.micro_batch[only_input]] = True
+    return np.where(split[order.slot, order.micro_batch], late, 0.0)
+
+
 def memory_over_time(timeline: Timeline, footprint: Footprint) -> MemoryTimeline:
     """Allocations and frees of a step, in the order they happen.
 
@@ -83,20 +161,11 @@ def memory_over_time(timeline: Timeline, footprint: Footprint) -> MemoryTimeline
     Raises InputError where an array has not one entry per stage (per rank for `static_bytes`).
     """
     order = timeline.order
-    stages, stage = order.stages, order.stage
-    saved = per_stage(footprint.activation_bytes, stages, "activation_bytes")[stage]
-    late = per_stage(footprint.weight_gradient_bytes, stages, "weight_gradient_bytes")[stage]
+    stages = order.stages
+    late = _late(timeline, footprint)
     forward, weight = order.kind == FORWARD, order.kind == WEIGHT_GRAD
     back = ~forward & ~weight
-    split = np.zeros((order.slots, order.micro_batches), np.bool_)
-    only_input = order.kind == INPUT_GRAD
-    split[order.slot[only_input], order.micro_batch[only_input]] = True
-    late = np.where(split[order.slot, order.micro_batch], late, 0.0)
-    working = np.where(
-        forward,
-        per_stage(footprint.forward_working_bytes, stages, "forward_working_bytes")[stage],
-        per_stage(footprint.backward_working_bytes, stages, "backward_working_bytes")[stage],
-    )
+    made, kept, working = _changes(timeline, footprint)
     static = per_stage(footprint.static_bytes, order.pp, "static_bytes")
     gradient = per_stage(footprint.gradient_bytes, stages, "gradient_bytes")[order.model_stage]
     opens = _first_backward(timeline)
@@ -110,9 +179,9 @@ def memory_over_time(timeline: Timeline, footprint: Footprint) -> MemoryTimeline
     last = np.full(order.slots, 2 * order.tasks)
     rows: list[_Row] = [
         (ranks, np.full(order.pp, -1), np.zeros(order.pp), static, 0),
-        (rank[forward], begins[forward], start[forward], (saved - late)[forward], 1),
+        (rank[forward], begins[forward], start[forward], (made - late)[forward], 1),
         (rank[forward], begins[forward], start[forward], late[forward], 2),
-        (rank[back], ends[back], end[back], (late - saved)[back], 1),
+        (rank[back], ends[back], end[back], kept[back], 1),
         (rank[weight], ends[weight], end[weight], -late[weight], 2),
         (order.slot_rank, begins[opens], start[opens], gradient, 3),
         (order.slot_rank, last, done, -gradient, 3),

@@ -5,7 +5,7 @@ import pytest
 
 from simulator.schedule.engine import Durations, simulate
 from simulator.schedule.make import make_order
-from simulator.schedule.memory import Footprint, memory_over_time
+from simulator.schedule.memory import Footprint, memory_over_time, memory_peaks
 
 ONES = Durations(forward_s=1.0, input_grad_s=1.0, weight_grad_s=1.0)
 
@@ -72,3 +72,29 @@ def test_memory_is_never_negative_and_ends_where_it_began(schedule):
         time, held = memory.of_rank(rank)
         assert held[-1] == pytest.approx(7.0)
         assert (np.diff(time) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "schedule", ["gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "zbv", "v-half", "dualpipe", "dualpipev", "chimera"]
+)
+def test_peaks_alone_are_those_of_the_whole_curve(schedule):
+    vp = {"interleaved": 2, "zbv": 2, "v-half": 2, "dualpipev": 2}.get(schedule, 1)
+    line = simulate(make_order(schedule, pp=4, micro_batches=8, vp=vp), ONES)
+    draw = np.random.default_rng(7)
+    stages = line.order.stages
+    footprint = Footprint(
+        static_bytes=draw.integers(50, 60, 4).astype(float),
+        activation_bytes=draw.integers(5, 9, stages).astype(float),
+        weight_gradient_bytes=draw.integers(1, 5, stages).astype(float),
+        gradient_bytes=draw.integers(0, 3, stages).astype(float),
+        forward_working_bytes=draw.integers(0, 3, stages).astype(float),
+        backward_working_bytes=draw.integers(0, 5, stages).astype(float),
+    )
+    peaks, curve = memory_peaks(line, footprint), memory_over_time(line, footprint)
+    assert peaks.peak_bytes.tolist() == curve.peak_bytes.tolist()
+    assert peaks.time_s == pytest.approx(curve.peak_time_s)
+    for rank in range(4):
+        parts = curve.peak_parts(rank)
+        assert peaks.activation_bytes[rank] == parts["activations"] + parts["weight_gradient_inputs"]
+        assert peaks.gradient_bytes[rank] == parts["gradients"]
+        assert peaks.working_bytes[rank] == parts["working"]
