@@ -42,7 +42,7 @@ class Limits:
 
     def asked(self, name: str) -> bool:
         """Whether the user said which values a field may have."""
-        return name in self.fix or name in self.allow
+        return name in self.fix or name in self.allow or name in self.within
 
     def carried(self) -> dict[str, Any]:
         """Fixed values of fields that are not searched."""

@@ -11,8 +11,8 @@ from simulator import catalog
 from simulator.errors import Infeasible, InputError, Problem, did_you_mean
 from simulator.plan.limits import Limits
 from simulator.plan.result import Plan, Planned, Proof, binds, why_lost
-from simulator.plan.score import Question, score
-from simulator.plan.search import OBJECTIVES, Found, fitting, search
+from simulator.plan.score import Question
+from simulator.plan.search import OBJECTIVES, Found, search
 from simulator.plan.space import build_space
 from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
@@ -55,15 +55,13 @@ def plan(
     limits = Limits(fix=fix or {}, allow=allow or {}, within=within or {}, forbid=forbid or {})
     question = Question(model=model, cluster=cluster, run=run, framework=software)
     space = build_space(model, cluster, run, software, limits)
-    candidates = fitting(score(space, question), cluster.device.memory_bytes)
-    unfit = space.legal - len(candidates)
-    rejected = {**space.rejected, **({MEMORY: unfit} if unfit else {})}
-    searched = search(space, question, candidates, OBJECTIVES[objective], limit=limit, time_limit_s=time_limit_s)
+    searched = search(space, question, OBJECTIVES[objective], limit=limit, time_limit_s=time_limit_s)
+    rejected = {**space.rejected, **({MEMORY: searched.unfit} if searched.unfit else {})}
     if not searched.found:
         raise Infeasible([f"No strategy of {space.considered:,} is legal and fits {cluster.devices} devices.",
                           *(f"{count:,}: {reason}" for reason, count in _by_count(rejected))])  # fmt: skip
-    proof = Proof(considered=space.considered, legal=space.legal, fits=len(candidates), bounded=candidates.bounded,
-                  refined=searched.refined, engine_runs=searched.engine_runs, gap=searched.gap)  # fmt: skip
+    proof = Proof(considered=space.considered, legal=space.legal, fits=space.legal - searched.unfit,
+                  bounded=space.legal, scored=searched.scored, refined=searched.refined, engine_runs=searched.engine_runs, gap=searched.gap)  # fmt: skip
     return Plan(model=model.name, cluster=cluster.name, devices=cluster.devices, objective=objective,
                 entries=_entries(searched.found), proof=proof, rejected=dict(_by_count(rejected)),
                 wall_s=time.monotonic() - started)  # fmt: skip

@@ -8,23 +8,22 @@ answer kept, nothing unrun can be better: the answers are the optimum under the 
 from __future__ import annotations
 
 import heapq
+import math
 import time
 from bisect import insort
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from simulator.estimate import Costed, cost_step, run_costed, summarise
 from simulator.plan.bounds import least_step_time_s
-from simulator.plan.score import Question, Scores
+from simulator.plan.pool import Pool
+from simulator.plan.score import Question, layouts
 from simulator.plan.space import Space
 from simulator.result import Estimate
 from simulator.spec.strategy import Strategy
 
-Floats = npt.NDArray[np.float64]
 SLACK = 1e-9
 """Relative rounding that a bound over arrays may have against the scalar run."""
 
@@ -46,40 +45,7 @@ OBJECTIVES = {
 """On a given number of devices tokens/s, dollars and days follow the step time."""
 
 
-@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
-class Candidates:
-    """Strategies that fit, as flat columns; `group` points into `chosen`."""
-
-    chosen: tuple[Mapping[str, Any], ...]
-    group: npt.NDArray[np.int32]
-    rows: npt.NDArray[np.int64]
-    bound_s: Floats
-    memory_bytes: Floats
-    bounded: int
-    """Strategies scored in all."""
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-
-def fitting(scores: Iterable[Scores], limit_bytes: float) -> Candidates:
-    """Those that can fit."""
-    chosen: list[Mapping[str, Any]] = []
-    columns: list[tuple[Any, ...]] = []
-    bounded = 0
-    for scored in scores:
-        bounded += len(scored.rows)
-        fits = scored.memory_bytes <= limit_bytes * (1.0 + SLACK)
-        if fits.any():
-            columns.append((np.full(int(fits.sum()), len(chosen), np.int32), scored.rows[fits], scored.bound_s[fits],
-                            scored.memory_bytes[fits]))  # fmt: skip
-            chosen.append(scored.chosen)
-    none = (np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
-    group, rows, bound, memory = (np.concatenate(column) for column in zip(none, *columns, strict=True))
-    return Candidates(chosen=tuple(chosen), group=group, rows=rows, bound_s=bound, memory_bytes=memory, bounded=bounded)
-
-
-@dataclass(order=True, slots=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Found:
     """A strategy that the engine ran and that fits."""
 
@@ -96,33 +62,83 @@ class Searched:
     """What a search found, best first, and how far it went."""
 
     found: tuple[Found, ...]
+    scored: int
+    unfit: int
     refined: int
     engine_runs: int
     gap: float
 
 
 def search(
-    space: Space, question: Question, candidates: Candidates, objective: Objective, *, limit: int, time_limit_s: float
+    space: Space, question: Question, objective: Objective, *, limit: int, time_limit_s: float, exhaustive: int = 2_000_000
 ) -> Searched:
-    """The `limit` best strategies. With `time_limit_s` (seconds) the best so far, and the gap."""
-    return _Search(space, question, candidates, objective, limit).run(time.monotonic() + time_limit_s)
+    """The `limit` best strategies. After `time_limit_s` seconds of engine runs the best so far, and the gap.
+
+    Spaces of more than `exhaustive` strategies are cut before memory is looked at, where a row's work alone, spread
+    evenly, takes longer than the best found.
+    """
+    return _Search(space, question, objective, limit, cuts=space.legal > exhaustive).run(time.monotonic() + time_limit_s)
+
+
+_Waiting = tuple[tuple[float, ...], int, float, Costed]
 
 
 class _Search:
-    def __init__(
-        self, space: Space, question: Question, candidates: Candidates, objective: Objective, limit: int
-    ) -> None:
-        self.space, self.question, self.candidates = space, question, candidates
-        self.objective, self.limit = objective, limit
+    def __init__(self, space: Space, question: Question, objective: Objective, limit: int, *, cuts: bool) -> None:
+        self.space, self.question, self.objective, self.limit = space, question, objective, limit
+        self.timed = len(objective.key(0.0, 1.0)) == 1
+        self.cuts = cuts and self.timed
+        self.pool = Pool()
         self.found: list[Found] = []
-        self.refined = self.engine_runs = 0
-        self.heap: list[tuple[tuple[float, ...], int, float, Costed]] = []
-        keys = objective.key(0.0, 1.0)
-        bound, memory = candidates.bound_s, candidates.memory_bytes
-        self.order = (np.lexsort((bound, memory)) if len(keys) > 1 else np.argsort(bound, kind="stable")).tolist()
+        self.done: set[tuple[int, int]] = set()
+        self.scored = self.unfit = self.refined = self.engine_runs = 0
+        self.heap: list[_Waiting] = []
+        self.order: list[int] = []
         self.next = 0
 
     def run(self, deadline: float) -> Searched:
+        self._score()
+        if self.timed and len(self.pool):
+            self._improve()
+            self.pool.refine(self.ceiling_s())
+        pool = self.pool
+        ranked = np.argsort(pool.bound_s, kind="stable") if self.timed else np.lexsort((pool.bound_s, pool.memory_bytes))
+        self.order = ranked.tolist()
+        return self._best_first(deadline)
+
+    def ceiling_s(self) -> float:
+        """The step time that the next answer must be below; infinite until enough were found."""
+        return self.found[-1].estimate.step_time_s if self.timed and len(self.found) >= self.limit else math.inf
+
+    def _score(self) -> None:
+        limit_bytes = self.question.cluster.device.memory_bytes * (1.0 + SLACK)
+        rows = self.space.rows()
+        for layout, orders in layouts(self.space, self.question, rows):
+            blocks = 0
+            for scores in layout.scores(orders, self.ceiling_s if self.cuts else _no_ceiling):
+                self.scored += len(scores.positions)
+                fits = scores.memory_bytes <= limit_bytes
+                self.unfit += int((~fits).sum())
+                if self.cuts:
+                    fits &= scores.bound_s < self.ceiling_s()
+                self.pool.add(layout, scores, fits)
+                blocks += 1
+                if self.cuts and blocks % _IMPROVE_EVERY == 0:
+                    self._improve()
+            if self.cuts:
+                self._improve()
+
+    def _improve(self) -> None:
+        """Run what looks best so far, so that the ceiling falls."""
+        self.pool.close(self.ceiling_s() if self.cuts else math.inf)
+        lowest = self.pool.lowest(_PROBES)
+        self.pool.refine_some(lowest)
+        ranked = lowest[np.argsort(self.pool.bound_s[lowest], kind="stable")]
+        for index in ranked[: self.limit].tolist():
+            if self.pool.bound_s[index] < self.ceiling_s():
+                self._simulate(index, *self._costed(index))
+
+    def _best_first(self, deadline: float) -> Searched:
         while True:
             least = self._least()
             if least is None or (len(self.found) >= self.limit and not _less(least, self.found[-1].key)):
@@ -132,8 +148,12 @@ class _Search:
             if self.heap and self.heap[0][0] <= least:
                 self._simulate(*heapq.heappop(self.heap)[1:])
             else:
-                self._refine(self.order[self.next])
+                index = self.order[self.next]
                 self.next += 1
+                if self.pool.name(index) not in self.done:
+                    bound, costed = self._costed(index)
+                    key = self.objective.key(bound, float(self.pool.memory_bytes[index]))
+                    heapq.heappush(self.heap, (key, index, bound, costed))
 
     def _least(self) -> tuple[float, ...] | None:
         """The least key that anything not yet run could have."""
@@ -141,19 +161,21 @@ class _Search:
         if self.next >= len(self.order):
             return waiting
         index = self.order[self.next]
-        cheap = self.objective.key(float(self.candidates.bound_s[index]), float(self.candidates.memory_bytes[index]))
+        cheap = self.objective.key(float(self.pool.bound_s[index]), float(self.pool.memory_bytes[index]))
         return cheap if waiting is None else min(waiting, cheap)
 
-    def _refine(self, index: int) -> None:
+    def _costed(self, index: int) -> tuple[float, Costed]:
+        """The finest bound of one strategy, with its costs."""
         self.refined += 1
-        candidates, question = self.candidates, self.question
-        strategy = self.space.strategy(int(candidates.rows[index]), candidates.chosen[candidates.group[index]])
+        question, strategy = self.question, self.pool.strategy(index)
         costed = cost_step(question.model, question.cluster, question.run, strategy, question.framework)
-        bound = max(least_step_time_s(costed), float(candidates.bound_s[index]))
-        key = self.objective.key(bound, float(candidates.memory_bytes[index]))
-        heapq.heappush(self.heap, (key, index, bound, costed))
+        return max(least_step_time_s(costed), float(self.pool.bound_s[index])), costed
 
     def _simulate(self, index: int, bound_s: float, costed: Costed) -> None:
+        name = self.pool.name(index)
+        if name in self.done:
+            return
+        self.done.add(name)
         self.engine_runs += 1
         question, strategy = self.question, costed.setting.strategy
         answer = summarise(
@@ -162,7 +184,7 @@ class _Search:
         if not answer.fits:
             return
         key = self.objective.key(answer.step_time_s, answer.peak_memory_bytes)
-        place = (answer.peak_memory_bytes, float(index))
+        place = (answer.peak_memory_bytes, *(float(part) for part in name))
         insort(self.found, Found(key, place, strategy, answer, bound_s))
         del self.found[self.limit :]
 
@@ -171,7 +193,16 @@ class _Search:
         if least is not None and self.found:
             best = self.found[0].key[0]
             gap = max((best - least[0]) / best, 0.0)
-        return Searched(found=tuple(self.found), refined=self.refined, engine_runs=self.engine_runs, gap=gap)
+        return Searched(found=tuple(self.found), scored=self.scored, unfit=self.unfit, refined=self.refined,
+                        engine_runs=self.engine_runs, gap=gap)  # fmt: skip
+
+
+_PROBES = 256
+_IMPROVE_EVERY = 48
+
+
+def _no_ceiling() -> float:
+    return math.inf
 
 
 def _less(bound: tuple[float, ...], key: tuple[float, ...]) -> bool:

@@ -18,6 +18,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from simulator.cluster.spans import NET_KINDS
 from simulator.errors import InputError
 from simulator.numbers import divisors
 from simulator.parallel.legal import attentions, expert_specs
@@ -33,14 +34,19 @@ from simulator.spec.strategy import CONTEXT_KINDS, Strategy
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Columns = Mapping[str, Ints]
+OUTSIDE = "{} leaves the scale-up domain of {} devices (limit it yourself to allow that)"
 UNFOLDED = "ep * etp does not fold into tp * cp * dp"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Space:
-    """Legal strategies: rows of degrees, and for each option the values with the rows that may take them."""
+    """Legal strategies: bases (tp, pp, cp, dp, micro-batch, vp) with the ways to fold experts into each, and for each
+    option the values with the bases that may take them. Row r is base r % bases under fold r // bases.
+    """
 
-    columns: Columns
+    base: Columns
+    folds: tuple[tuple[int, int], ...]
+    """(ep, etp)."""
     options: Mapping[str, Mapping[Any, Mask]]
     carried: Mapping[str, Any]
     considered: int
@@ -49,12 +55,26 @@ class Space:
     rejected: Mapping[str, int]
 
     @property
-    def rows(self) -> int:
-        return len(self.columns["tp"])
+    def bases(self) -> int:
+        return len(self.base["tp"])
+
+    def rows(self) -> Ints:
+        """All rows whose experts fold, in order."""
+        ranks = self.base["tp"] * self.base["cp"] * self.base["dp"]
+        return np.concatenate([
+            fold * self.bases + np.flatnonzero(ranks % (ep * etp) == 0) for fold, (ep, etp) in enumerate(self.folds)
+        ])  # fmt: skip
+
+    def columns(self, rows: Ints) -> Columns:
+        """The degrees of some rows."""
+        base, fold = rows % self.bases, rows // self.bases
+        folds = np.array(self.folds, np.int64)
+        return {**{name: column[base] for name, column in self.base.items()},
+                "ep": folds[fold, 0], "etp": folds[fold, 1]}  # fmt: skip
 
     def strategy(self, row: int, chosen: Mapping[str, Any]) -> Strategy:
         """One strategy of the space."""
-        degrees = {name: int(self.columns[name][row]) for name in DEGREES}
+        degrees = {name: int(column[0]) for name, column in self.columns(np.array([row])).items() if name in DEGREES}
         fields = {**degrees, **chosen, **self.carried}
         if degrees["pp"] == 1:
             fields["schedule"] = "1f1b"
@@ -66,13 +86,14 @@ class Space:
 
     def strategies(self) -> Iterator[Strategy]:
         """Every legal strategy, one by one."""
+        rows = self.rows()
         for chosen, mask in self.combinations(OPTIONS):
-            for row in np.flatnonzero(mask).tolist():
+            for row in rows[mask[rows % self.bases]].tolist():
                 yield self.strategy(row, chosen)
 
     def combinations(self, names: Sequence[str]) -> Iterator[tuple[dict[str, Any], Mask]]:
-        """Every combination of values of some options, with the rows that may take it."""
-        yield from self._combined(tuple(names), np.ones(self.rows, np.bool_))
+        """Every combination of values of some options, with the bases that may take it."""
+        yield from self._combined(tuple(names), np.ones(self.bases, np.bool_))
 
     def _combined(self, names: tuple[str, ...], mask: Mask) -> Iterator[tuple[dict[str, Any], Mask]]:
         if not names:
@@ -160,10 +181,12 @@ def build_space(model: ModelSpec, cluster: Cluster, run: Run, framework: Framewo
     table = _degrees(cluster, limits)
     choices = _choices(model, cluster, run, menu, limits, sorted(set(table["pp"].tolist())))
     virtual = np.array([len(choices.vp[pp]) for pp in table["pp"].tolist()], np.int64)
-    batches, folds = len(choices.micro_batch), len(choices.ep) * len(choices.etp)
+    pairs = tuple((ep, etp) for ep in choices.ep for etp in choices.etp)
+    batches, folds = len(choices.micro_batch), len(pairs)
     weight = _multiplicities(table, choices) * virtual * (batches * folds)
     considered = int(weight.sum())
-    _narrow_degrees(table, model, run, weight)
+    domain = 0 if limits.asked("tp") else scale_up_devices(cluster)
+    _narrow_degrees(table, model, run, domain, weight)
     table.cross("micro_batch", choices.micro_batch)
     weight = _multiplicities(table, choices) * np.array([len(choices.vp[pp]) for pp in table["pp"].tolist()], np.int64)
     table.keep(run.global_batch % (table["dp"] * table["micro_batch"]) == 0, weight * folds,
@@ -171,11 +194,11 @@ def build_space(model: ModelSpec, cluster: Cluster, run: Run, framework: Framewo
     table.cross_by("vp", "pp", choices.vp)
     weight = _multiplicities(table, choices) * folds
     table.keep(table["pp"] * table["vp"] <= model.layers, weight, "more pipeline stages than layers")
-    _narrow_experts(table, model, choices)
+    legal_pairs = _narrow_folds(table, model, pairs, 0 if limits.asked("etp") else scale_up_devices(cluster), choices)
     options = {**_allowed_splits(table, model, run, choices), **_allowed_options(table, run, choices, menu, limits)}
-    masks = _option_masks(table, options, _multiplicities(table, choices))
+    masks = _option_masks(table, options, _multiplicities(table, choices) * _foldings(table, legal_pairs))
     return Space(
-        columns=table.columns, options=masks, carried=limits.carried(), considered=considered,
+        base=table.columns, folds=legal_pairs, options=masks, carried=limits.carried(), considered=considered,
         legal=considered - sum(table.rejected.values()), rejected=dict(table.rejected),
     )  # fmt: skip
 
@@ -246,8 +269,14 @@ def _multiplicities(table: _Table, choices: _Choices) -> Ints:
     return cast("Ints", count * np.where(pipe & (table["dp"] > 1), len(choices.order), 1))
 
 
-def _narrow_degrees(table: _Table, model: ModelSpec, run: Run, weight: Ints) -> None:
-    """Rules on tp, pp, cp and dp alone. `weight` is narrowed along."""
+def scale_up_devices(cluster: Cluster) -> int:
+    """Devices of the largest domain that no network crosses: a node, an NVL72 rack, a slice."""
+    inner = [tier.size for tier in cluster.tiers if tier.kind not in NET_KINDS]
+    return max(inner, default=cluster.devices_per_node)
+
+
+def _narrow_degrees(table: _Table, model: ModelSpec, run: Run, domain: int, weight: Ints) -> None:
+    """Rules on tp, pp, cp and dp alone. tp stays within `domain` devices (0: anywhere)."""
     attention = attentions(model)
     hidden = {spec.feed_forward.hidden for stack in model.stacks for spec, _ in stack.runs if spec.feed_forward}
     recurrent = any(spec.lstm for stack in model.stacks for spec, _ in stack.runs)
@@ -259,6 +288,7 @@ def _narrow_degrees(table: _Table, model: ModelSpec, run: Run, weight: Ints) -> 
         (heads, "tp does not divide the attention heads"),
         (groups, "neither of tp and the key/value heads divides the other"),
         (widths, "tp does not divide the feed-forward size"),
+        (tp <= (domain or tp), OUTSIDE.format("tp", domain)),
         ((tp == 1) | (not recurrent), "tensor parallelism of LSTM layers is not modelled"),
         (table["pp"] <= model.layers, "more pipeline stages than layers"),
         (run.global_batch % table["dp"] == 0, "the global batch is not a multiple of dp * micro-batch"),
@@ -272,20 +302,36 @@ def _narrow_degrees(table: _Table, model: ModelSpec, run: Run, weight: Ints) -> 
     table.columns = {name: column[left] for name, column in table.columns.items()}
 
 
-def _narrow_experts(table: _Table, model: ModelSpec, choices: _Choices) -> None:
-    """Expert degrees: divisibility and folding."""
+def _narrow_folds(
+    table: _Table, model: ModelSpec, pairs: Sequence[tuple[int, int]], domain: int, choices: _Choices
+) -> tuple[tuple[int, int], ...]:
+    """Expert degrees: divisibility, the domain, folding. Returns the (ep, etp) that some base may take."""
     specs = expert_specs(model)
-    widths = len(choices.etp)
-    table.cross("ep", choices.ep)
-    whole = np.all([spec.count % table["ep"] == 0 for spec in specs] or [table["ep"] == 1], axis=0)
-    table.keep(whole, _multiplicities(table, choices) * widths, "ep does not divide the experts")
+    weight = _multiplicities(table, choices)
+    total = int(weight.sum())
+    legal = []
+    for ep, etp in pairs:
+        if any(spec.count % ep for spec in specs) or (not specs and ep > 1):
+            table.rejected["ep does not divide the experts"] += total
+        elif any(spec.hidden % etp for spec in specs) or (not specs and etp > 1):
+            table.rejected["etp does not divide the expert size"] += total
+        elif domain and etp > domain:
+            table.rejected[OUTSIDE.format("etp", domain)] += total
+        else:
+            legal.append((ep, etp))
+    lost = int((weight * (len(legal) - _foldings(table, legal))).sum())
+    if lost:
+        table.rejected[UNFOLDED] += lost
+    return tuple(legal)
+
+
+def _foldings(table: _Table, pairs: Sequence[tuple[int, int]]) -> Ints:
+    """How many of the (ep, etp) fold into each row's tp * cp * dp."""
     ranks = table["tp"] * table["cp"] * table["dp"]
-    table.keep(ranks % table["ep"] == 0, _multiplicities(table, choices) * widths, UNFOLDED)
-    table.cross("etp", choices.etp)
-    whole = np.all([spec.hidden % table["etp"] == 0 for spec in specs] or [table["etp"] == 1], axis=0)
-    table.keep(whole, _multiplicities(table, choices), "etp does not divide the expert size")
-    ranks = table["tp"] * table["cp"] * table["dp"]
-    table.keep(ranks % (table["ep"] * table["etp"]) == 0, _multiplicities(table, choices), UNFOLDED)
+    count = np.zeros(len(ranks), np.int64)
+    for ep, etp in pairs:
+        count += ranks % (ep * etp) == 0
+    return count
 
 
 _Allowed = Mapping[Any, tuple[Mask, Mask, str]]

@@ -1,0 +1,239 @@
+"""A few thousand rows of one layout: memory, coarse and fine bounds over (kind of rank, row) arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from simulator.arch.layer import Segment
+from simulator.arch.operations import Number, Operation, Weight
+from simulator.estimate import send_s, sends_block, splits_sends
+from simulator.parallel.lower import Stage
+from simulator.parallel.memory import (
+    SegmentMemory,
+    buffer_bytes,
+    overhead_bytes,
+    stage_activation_bytes,
+    working_set_bytes,
+)
+from simulator.parallel.setting import Setting, groups_of
+from simulator.parallel.stage_cost import StageCost, stage_cost
+from simulator.parallel.states import HeldParameters, held_parameters, state_bytes
+from simulator.parallel.step_end import step_end
+from simulator.parallel.timing import PhaseTime, SegmentTime
+from simulator.plan.bounds import PAIRED
+from simulator.plan.space import Columns, strategy_of
+from simulator.result import COMMUNICATION
+from simulator.schedule.bounds import BIDIRECTIONAL, FUSED
+from simulator.schedule.closed import peak_in_flight
+
+if TYPE_CHECKING:
+    from simulator.plan.score import Layout
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+_PHASES = ("forward", "input_grad", "weight_grad", "recompute")
+_FULLEST = {"zbv": 1, "chimera": 2}
+"""Which rank of a kind holds most micro-batches: the first (0), the last (1), the one nearest the middle (2)."""
+
+
+class Block:
+    """Rows `part` of a layout under one way of laying stages over ranks. Arrays are by row, or by kind and row."""
+
+    def __init__(self, layout: Layout, mapping: str, part: Ints, order: tuple[str, ...] | None = None) -> None:
+        question = layout.question
+        self.layout, self.mapping, self.part, self.framework = layout, mapping, part, question.framework
+        self.chosen = {**layout.chosen, "order": order or layout.chosen["order"]}
+        self.columns: Columns = {name: column[part] for name, column in layout.columns.items()}
+        self.micro_batches = question.run.global_batch // (self.columns["dp"] * self.columns["micro_batch"])
+        tables, index = layout.dealing(mapping)
+        index = index[part]
+        self.place = layout.place[part]
+        self.holds = np.moveaxis(tables.holds[index], 0, -1).copy()
+        self.before = np.moveaxis(tables.before[index], 0, -1).copy()
+        self.ranks = np.moveaxis(tables.ranks[index], 0, -1).copy()
+        self.reach, self.sends = tables.reach[index].T.copy(), tables.sends[index].T.copy()
+        self.parts = {name: table[index].T.copy() for name, table in tables.parts.items()}
+        self.segments = {name: _gathered_segment(layout.segments[name], self.place) for name in self.parts}
+        self.boundary_bytes = layout.boundary_bytes[self.place]
+        self.stages = self.columns["vp"] if mapping == "looped" else 2
+        self._costs: dict[tuple[str, bool], StageCost] = {}
+        self._works: dict[tuple[str, bool, bool], tuple[Floats, Floats, Floats, Floats]] = {}
+        self._states: dict[int, Floats] = {}
+        self._kept: dict[str, tuple[Floats, Floats]] = {}
+
+    def setting(self, recompute: str, zero: int) -> Setting:
+        """The rows' degrees with their groups, under a recomputation and a ZeRO stage."""
+        question = self.layout.question
+        degrees = strategy_of(self.columns, {**self.chosen, "recompute": recompute, "zero": zero})
+        return Setting(run=question.run, strategy=degrees, framework=question.framework, cluster=question.cluster,
+                       groups=self._groups)  # fmt: skip
+
+    @cached_property
+    def _groups(self) -> dict[str, Any]:
+        return groups_of(self.layout.question.cluster, strategy_of(self.columns, self.chosen))
+
+    @cached_property
+    def rank_stage(self) -> Stage:
+        """All that a kind of rank holds, as one stage."""
+        counts = {name: np.einsum("dkn,kn->dn", self.holds, part) for name, part in self.parts.items()}
+        return self._stage(counts)
+
+    @cached_property
+    def held(self) -> HeldParameters:
+        """Parameters by kind of rank."""
+        return held_parameters((self.rank_stage,))
+
+    def _stage(self, counts: Mapping[str, Ints]) -> Stage:
+        parts = tuple((self.segments[name], count) for name, count in counts.items())
+        return Stage(index=0, parts=parts, boundary_bytes=self.boundary_bytes)
+
+    def memory_bytes(self, recompute: str, zero: int, schedule: str) -> Floats:
+        """Peak memory of the fullest rank [B]."""
+        if zero not in self._states:
+            self._states[zero] = self._state_bytes(zero)
+        if recompute not in self._kept:
+            self._kept[recompute] = self._kept_bytes(recompute)
+        each, fixed = self._kept[recompute]
+        in_flight = peak_in_flight(
+            schedule, pp=self.columns["pp"], micro_batches=self.micro_batches,
+            rank=self.ranks[:, _FULLEST.get(schedule, 0)], vp=self.columns["vp"],
+        )  # fmt: skip
+        allocated = (self._states[zero] + fixed + in_flight / self.stages * each).max(axis=0)
+        return np.asarray(allocated + sum(overhead_bytes(allocated, self.framework).values()))
+
+    def _state_bytes(self, zero: int) -> Floats:
+        """Weights, gradients, optimizer and buffers by kind of rank [B]."""
+        setting = self.setting("none", zero)
+        states = sum(state_bytes(self.held, setting.run, setting.strategy, setting.framework).values())
+        edge = np.where(self.columns["pp"] * self.columns["vp"] > 1, self.boundary_bytes, 0.0)
+        return np.asarray(states + buffer_bytes(edge, self.held.total, setting))
+
+    def _kept_bytes(self, recompute: str) -> tuple[Floats, Floats]:
+        """Bytes that one micro-batch keeps, and the working set, by kind of rank."""
+        memories = {name: _gathered_memory(self.layout.memories[recompute][name], self.place) for name in self.parts}
+        each = stage_activation_bytes(self.rank_stage, self.setting(recompute, 0).strategy, memories)
+        return np.asarray(each), np.asarray(working_set_bytes([self.rank_stage], memories))
+
+    def cost(self, recompute: str, zero: int) -> StageCost:
+        """Cost of each kind of stage, (kind, row) arrays. Only ZeRO-3 changes it."""
+        key = (recompute, zero == 3)
+        if key not in self._costs:
+            times = {name: _gathered_time(self.layout.times[recompute][name], self.place) for name in self.parts}
+            stage = self._stage(self.parts)
+            self._costs[key] = stage_cost(stage, times, self.micro_batches, self.setting(recompute, zero))
+        return self._costs[key]
+
+    def works(self, recompute: str, zero: int, *, paired: bool) -> tuple[Floats, Floats, Floats, Floats]:
+        """By kind of rank: its forward and its backward seconds per micro-batch, and those of the stages before it.
+
+        Of pairs that hide communication only the compute counts.
+        """
+        key = (recompute, zero == 3, paired)
+        if key not in self._works:
+            cost = self.cost(recompute, zero)
+            forward = _seconds(cost.forward, paired=paired)
+            backward = sum(_seconds(getattr(cost, phase), paired=paired) for phase in _PHASES[1:])
+            shape = next(iter(self.parts.values())).shape
+            f, b = np.broadcast_to(forward, shape), np.broadcast_to(backward, shape)
+            self._works[key] = (_mixed(self.holds, f), _mixed(self.holds, b), _mixed(self.before, f),
+                                _mixed(self.before, b))  # fmt: skip
+        return self._works[key]
+
+    def coarse_s(self, recompute: str, zero: int, schedule: str) -> Floats:
+        """Seconds that no run can beat: each rank's work, the way to it and back; neither sends nor step end [s]."""
+        forward, backward, ahead, back = self.works(recompute, zero, paired=schedule in PAIRED)
+        copies = 2 if schedule in BIDIRECTIONAL else 1
+        way = ahead + back if schedule in FUSED else ahead
+        return np.asarray((way + self.micro_batches / copies * (forward + backward)).max(axis=0))
+
+    def fine_s(self, chosen: Mapping[str, Any]) -> Floats:
+        """As `coarse_s`, with sends and the end of the step [s]."""
+        schedule = chosen["schedule"]
+        setting = self.setting(chosen["recompute"], chosen["zero"])
+        forward, backward, ahead, back = self.works(chosen["recompute"], chosen["zero"], paired=schedule in PAIRED)
+        send = send_s(self.boundary_bytes, setting, split=splits_sends(setting.strategy, setting.framework))
+        work = self.micro_batches / (2 if schedule in BIDIRECTIONAL else 1) * (forward + backward)
+        tail = np.broadcast_to(self._tail_s(chosen, setting), work.shape)
+        bound = ahead + self.reach * send + work + tail
+        if schedule in FUSED:
+            blocking = sends_block(schedule, self.framework)
+            held = np.maximum((self.micro_batches * self.sends - 1) * send, 0.0) if blocking else 0.0
+            bound = np.maximum(bound, ahead + back + 2 * self.reach * send + work + held + tail[0])
+        return np.asarray(bound.max(axis=0))
+
+    def _tail_s(self, chosen: Mapping[str, Any], setting: Setting) -> Floats:
+        """The end of the step by kind of rank [s]."""
+        cost = self.cost(chosen["recompute"], chosen["zero"])
+        shape = next(iter(self.parts.values())).shape
+        whole = {
+            phase: PhaseTime(
+                parts={"gemm": _mixed(self.holds, np.broadcast_to(getattr(cost, phase).total_s, shape))}, hidden={},
+                kernels=0,
+            )
+            for phase in _PHASES
+        }  # fmt: skip
+        return np.asarray(step_end([self.rank_stage], [StageCost(**whole)], setting).total_s)
+
+
+def compact(time: SegmentTime) -> SegmentTime:
+    """A segment's seconds as compute ("gemm") and communication ("tp") only."""
+    return SegmentTime(**{phase: _compact_phase(getattr(time, phase)) for phase in _PHASES})
+
+
+def _compact_phase(phase: PhaseTime) -> PhaseTime:
+    compute = sum(seconds for name, seconds in phase.parts.items() if name not in COMMUNICATION)
+    talk = sum(seconds for name, seconds in phase.parts.items() if name in COMMUNICATION)
+    return PhaseTime(parts={"gemm": compute, "tp": talk}, hidden={}, kernels=0)
+
+
+def _seconds(phase: PhaseTime, *, paired: bool) -> Any:
+    if not paired:
+        return phase.total_s
+    return sum(seconds for name, seconds in phase.parts.items() if name not in COMMUNICATION)
+
+
+def _mixed(counts: Ints, values: Floats) -> Floats:
+    """Sums of the kinds of stages by kind of rank: (rank kind, stage kind, row) and (stage kind, row)."""
+    result: Floats = np.einsum("dkn,kn->dn", counts, values)
+    return result
+
+
+def _rows(value: Number, place: Ints) -> Any:
+    """A value of the distinct columns for each row."""
+    array = np.asarray(value, np.float64)
+    return array[place] if array.ndim else float(array)
+
+
+def _gathered_time(time: SegmentTime, place: Ints) -> SegmentTime:
+    return SegmentTime(**{
+        phase: PhaseTime(
+            parts={name: _rows(seconds, place) for name, seconds in getattr(time, phase).parts.items()}, hidden={},
+            kernels=0,
+        )
+        for phase in _PHASES
+    })  # fmt: skip
+
+
+def _gathered_memory(memory: SegmentMemory, place: Ints) -> SegmentMemory:
+    names = ("saved_bytes", "plain_bytes", "largest_bytes")
+    return SegmentMemory(**{name: _rows(getattr(memory, name), place) for name in names})
+
+
+def _gathered_segment(segment: Segment, place: Ints) -> Segment:
+    """A segment of the same parameters in at most four tensors, for each row."""
+    weights = [weight for operation in segment.operations for weight in operation.weights]
+    kinds: dict[tuple[Literal["dense", "expert"], bool], Number] = {}
+    for weight in weights:
+        key = (weight.sharing, weight.sequence_replicated)
+        kinds[key] = kinds.get(key, 0.0) + weight.elements
+    condensed = tuple(
+        Weight(name=sharing, elements=_rows(elements, place), sharing=sharing, sequence_replicated=replicated)
+        for (sharing, replicated), elements in kinds.items()
+    )
+    return Segment(name=segment.name, operations=(Operation(name=segment.name, weights=condensed),), input_bytes=0.0,
+                   recomputable=segment.recomputable)  # fmt: skip
