@@ -13,6 +13,7 @@ COMMANDS = {
     "plan": "The best strategy of the whole legal space, proven.",
     "count": "Parameters and FLOPs of a model.",
     "catalog": "List, show and check the models, clusters and frameworks.",
+    "network": "Collectives by size and algorithm, and what each axis crosses.",
     "project": "Days, device hours, dollars and energy of a training run, with failures.",
     "explore": "A local page to turn the dials.",
     "report": "One HTML file: tables, pictures, assumptions and sources.",
