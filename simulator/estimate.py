@@ -232,6 +232,7 @@ def memory_of(lowered: Lowered) -> Memory:
         limit_bytes=setting.cluster.device.memory_bytes,
         peak_time_s=float(peaks.time_s[fullest]),
         step_bytes=step[fullest],
+        step_reserved=setting.framework.flat_gradients,
         footprint=footprint,
     )
 

@@ -54,14 +54,31 @@ class Memory:
     peak_time_s: float = 0.0
     """When in the step the fullest rank first holds its most."""
     step_bytes: float = 0.0
-    """What its optimizer step allocates beside the states. An allocator that returns nothing to the device until it
-    must has it reserved on top of the peak."""
+    """What its optimizer step allocates beside the states."""
     footprint: Footprint | None = field(default=None, repr=False, compare=False)
     """What each task of the timeline holds, for the curve over time."""
+
+    step_reserved: bool = False
+    """Whether that stays reserved on top of the peak: one flat buffer fits no block that activations leave behind."""
 
     @property
     def peak_bytes(self) -> float:
         return sum(self.parts.values())
+
+    def peak_as(self, meaning: str) -> float:
+        """The peak that a published figure states [B].
+
+        "allocated": tensors only (torch.cuda.max_memory_allocated); "reserved": with what the caching allocator keeps
+        (max_memory_reserved); "device": with all that sits outside it (nvidia-smi), at most the device's memory.
+        """
+        tensors = self.peak_bytes - self.parts.get("fragmentation", 0.0) - self.parts.get("context", 0.0)
+        if meaning == "allocated":
+            return tensors
+        kept = self.step_bytes - self.parts.get("optimizer_step", 0.0) if self.step_reserved else 0.0
+        reserved = tensors + self.parts.get("fragmentation", 0.0) + kept
+        if meaning == "reserved":
+            return reserved
+        return min(self.limit_bytes, reserved + self.parts.get("context", 0.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +143,10 @@ class Estimate(Drawable):
     @property
     def peak_memory_bytes(self) -> float:
         return self.memory.peak_bytes
+
+    def peak_as(self, meaning: str) -> float:
+        """The peak that a published figure states [B]: "allocated", "reserved" or "device" (`Memory.peak_as`)."""
+        return self.memory.peak_as(meaning)
 
     @property
     def device_memory_bytes(self) -> float:

@@ -146,12 +146,18 @@ def owned_parameters(held: HeldParameters, strategy: Strategy) -> Number:
 def optimizer_step_bytes(held: HeldParameters, run: Run, strategy: Strategy, framework: Framework) -> Number:
     """What the optimizer step allocates beside the states [B]: fp32 copies of 16-bit gradients for its fp32 masters.
 
-    Megatron-LM optimizer.py _copy_model_grads_to_main_grads and DeepSpeed stage_1_and_2.py step (its flat partition)
-    both hold all of a rank's share at once; fp32 gradients are read as they are, and 16-bit moments in place.
+    Megatron-LM optimizer.py _copy_model_grads_to_main_grads and DeepSpeed stage_1_and_2.py step hold all of a rank's
+    share at once, the latter besides its 16-bit flat copy and the bucket it reduced them in; fp32 gradients are read as
+    they are.
     """
-    if gradient_bytes(run, framework) >= MASTER_BYTES or optimizer_bytes(run, framework) < MASTER_BYTES:
+    own = gradient_bytes(run, framework)
+    if own >= MASTER_BYTES or stored_bytes(run, framework) >= MASTER_BYTES:
         return 0.0
-    return MASTER_BYTES * (owned_parameters(held, strategy) if strategy.zero >= 1 else held.total)
+    owned = owned_parameters(held, strategy) if strategy.zero >= 1 else held.total
+    if not framework.flat_gradients:
+        return MASTER_BYTES * owned
+    bucket = np.minimum(framework.bucket_bytes, held.total * own) if strategy.zero >= 1 else 0.0
+    return (MASTER_BYTES + own) * owned + bucket
 
 
 def accumulation_bytes(held: Number, run: Run, framework: Framework) -> Number:

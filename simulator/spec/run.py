@@ -70,6 +70,8 @@ class Framework:
     """Device memory of the context, NCCL and libraries outside the framework's allocator."""
     fragmentation_fraction: float = 0.0
     """Share of the allocator's reserved memory that no tensor uses."""
+    flat_gradients: bool = False
+    """The optimizer step copies its share of the gradients into one flat buffer before it widens them to fp32."""
     stored_parameter_dtype: str = ""
     """Dtype in which parameters rest between steps. Empty: the run's precision, with an fp32 master copy in the
     optimizer. "fp32": the parameters are their own master and are cast when used (FSDP mixed precision, autocast,

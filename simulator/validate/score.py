@@ -23,6 +23,7 @@ from simulator.validate.metrics import (
     verdict_summary,
 )
 from simulator.validate.models import Skip
+from simulator.validate.peaks import peak_meaning
 from simulator.validate.runs import PublishedRun
 
 
@@ -39,6 +40,7 @@ class Predicted(Protocol):
     def mfu(self) -> float: ...
     @property
     def regime(self) -> Mapping[str, str]: ...
+    def peak_as(self, meaning: str) -> float: ...
 
 
 Estimator = Callable[[ModelSpec, Cluster, Run, Strategy], Predicted]
@@ -191,7 +193,7 @@ def _score_row(row: PublishedRun, estimator: Estimator, facts: Facts) -> ScoredR
         run_id=row.run_id, family=row.family, measured_s=measured, outcome=row.outcome,
         measured_peak_bytes=row.peak_memory_bytes if row.outcome == "ok" else None,
         predicted_s=predicted.step_time_s, low_s=0.0, high_s=math.inf,
-        predicted_peak_bytes=predicted.peak_memory_bytes, predicted_fits=predicted.fits,
+        predicted_peak_bytes=predicted.peak_as(peak_meaning(row)), predicted_fits=predicted.fits,
         ideal_s=predicted.mfu * predicted.step_time_s,
         error=predicted.step_time_s / measured - 1 if measured else None, regime=predicted.regime,
         peers=(row.family, row.model, row.device, row.devices, row.global_batch, row.seq_len),
@@ -220,6 +222,9 @@ class _Together:
     @property
     def mfu(self) -> float:
         return sum(part.mfu * part.step_time_s for part in self.parts) / self.step_time_s
+
+    def peak_as(self, meaning: str) -> float:
+        return sum(part.peak_as(meaning) for part in self.parts)
 
     @property
     def regime(self) -> Mapping[str, str]:

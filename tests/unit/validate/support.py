@@ -79,6 +79,10 @@ class Answer:
     mfu: float = 0.5
     regime: Mapping[str, str] = field(default_factory=lambda: {"kind": "dense", "bound": "compute", "pipeline": "no"})
 
+    def peak_as(self, meaning: str) -> float:
+        """Tensors are 90 % of what the device needs."""
+        return self.peak_memory_bytes * (0.9 if meaning == "allocated" else 1.0)
+
 
 def flops_over_peak(model: ModelSpec, cluster: Cluster, run: Run, strategy: Strategy) -> Answer:
     """6 N D over the peak of all devices: larger micro-batches do not help, more tensor parallelism costs."""
