@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from simulator.arch.feed_forward import activation, feed_forward
-from simulator.arch.linear import linear, pointwise
+from simulator.arch.linear import cast, linear, pointwise
 from simulator.arch.operations import Collective, GroupedGemm, Number, Operation, Pointwise, Saved, Weight
 from simulator.arch.shard import Kernels, Shard, is_split
 from simulator.spec.model import ExpertsSpec, FeedForwardSpec
@@ -220,8 +220,8 @@ def _grouped(
     bias = (Weight(name=f"{name}.bias", elements=local * outputs, sharing="expert"),) if spec.bias else ()
     return Operation(
         name=name,
-        forward=(grouped(outputs, inputs),),
-        input_grad=(grouped(inputs, outputs),),
+        forward=(*cast(rows * inputs, kernels), grouped(outputs, inputs)),
+        input_grad=(*cast(rows * outputs, kernels), grouped(inputs, outputs)),
         weight_grad=(grouped(inputs, outputs),),
         weights=(Weight(name=f"{name}.weight", elements=local * inputs * outputs, sharing="expert"), *bias),
         saves=saves,

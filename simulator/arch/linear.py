@@ -13,19 +13,19 @@ from simulator.arch.shard import LOW_PRECISIONS, Kernels, Shard, is_split
 def gemm_forward(tokens: Number, outputs: Number, inputs: Number, kernels: Kernels) -> tuple[Work, ...]:
     """Y[tokens, outputs] = X W, with the casts a low precision needs."""
     work = Gemm(m=tokens, n=outputs, k=inputs, dtype=kernels.gemm_dtype)
-    return (*_cast(tokens * inputs, kernels), work)
+    return (*cast(tokens * inputs, kernels), work)
 
 
 def gemm_backward(
     tokens: Number, outputs: Number, inputs: Number, kernels: Kernels
 ) -> tuple[tuple[Work, ...], tuple[Work, ...]]:
     """dX[tokens, inputs] = dY W^T (B) and dW[outputs, inputs] = dY^T X (W)."""
-    input_grad = (*_cast(tokens * outputs, kernels), Gemm(m=tokens, n=inputs, k=outputs, dtype=kernels.gemm_dtype))
+    input_grad = (*cast(tokens * outputs, kernels), Gemm(m=tokens, n=inputs, k=outputs, dtype=kernels.gemm_dtype))
     weight_grad = (Gemm(m=outputs, n=inputs, k=tokens, dtype=kernels.gemm_dtype),)
     return input_grad, weight_grad
 
 
-def _cast(elements: Number, kernels: Kernels) -> tuple[Work, ...]:
+def cast(elements: Number, kernels: Kernels) -> tuple[Work, ...]:
     """Quantise a tensor and its transpose: read it, write two narrow copies (TransformerEngine cast_transpose)."""
     if kernels.gemm_dtype not in LOW_PRECISIONS:
         return ()

@@ -47,6 +47,7 @@ def filled(
         nodes=count,
         tiers=tiers,
         host=file.host,
+        host_slowdown_factor=file.host_slowdown_factor,
         price_usd_per_device_hour=price,
         node_devices=node_devices,
         node_tiers=_node_tiers(file, tiers[0]),

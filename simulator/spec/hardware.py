@@ -89,6 +89,8 @@ class Cluster(Drawable):
     nodes: int
     tiers: tuple[Tier, ...]
     host: str = "x86-intel"
+    host_slowdown_factor: float = 1.0
+    """Time of one core of its hosts over that of the EPYC 7003 (Zen 3) core on which launches were timed."""
     price_usd_per_device_hour: float = 0.0
     node_devices: tuple[Device, ...] = ()
     """Heterogeneous: the device of each node; empty when all equal `device`."""

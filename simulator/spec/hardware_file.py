@@ -197,6 +197,7 @@ class ClusterFile(_Table):
     node_groups: list[NodeGroup] = []
     """Instead of device and nodes: a cluster of several devices."""
     host: Literal["x86-intel", "x86-amd", "arm"] = "x86-intel"
+    host_slowdown_factor: Annotated[float, Field(gt=0.1, lt=10.0)] = 1.0
     price_per_device: UsdPerHour | None = None
     tiers: Annotated[list[TierFile], Field(min_length=1)]
     links: list[LinkFile] = []
