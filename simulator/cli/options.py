@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from simulator import catalog
+from simulator.parallel.presets import describe, preset
 from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
 from simulator.spec.run import OPTIMIZERS, PRECISIONS, Framework, Run
@@ -75,6 +76,8 @@ _CASE = (
     click.option("--context-kind", metavar="KIND", help=f"{', '.join(CONTEXT_KINDS)}."),
     click.option("--order", metavar="AXES", help="Placement, innermost first (default tp-cp-ep-dp-pp)."),
     click.option("--layers-per-stage", metavar="N,N,...", help="Layers of each stage in model order."),
+    click.option("--preset", metavar="NAME", help="Switch Transformer's partitionings: data, model, model+data, "
+                 "expert+data, expert+model+data; other options override it."),
     click.option("--strategy", "strategy_file", type=_FILE, help="Strategy TOML; options override it."),
     click.option("--run", "run_file", type=_FILE, help="Run TOML; options override it."),
 )
@@ -93,12 +96,25 @@ def case_of(options: Mapping[str, Any]) -> Case:
         raise click.UsageError("Missing option '--global-batch' (sequences per step).")
     run = Run(**run_fields)
     framework = catalog.load_framework(run.framework)
-    strategy_fields = _fields_of(Strategy, read_settings(options.get("strategy_file"), Strategy), chosen)
+    given = read_settings(options.get("strategy_file"), Strategy)
+    strategy_fields = _fields_of(Strategy, given, chosen)
+    if options.get("preset"):
+        strategy_fields = _preset_fields(options["preset"], model, cluster, run, strategy_fields)
+        said += describe(options["preset"], Strategy(**strategy_fields))
     if "dp" not in strategy_fields:
         taken = strategy_fields.get("tp", 1) * strategy_fields.get("pp", 1) * strategy_fields.get("cp", 1)
         strategy_fields["dp"] = max(cluster.devices // max(taken, 1), 1)
         said.append(f"dp = {strategy_fields['dp']}: what tp, cp and pp leave of {cluster.devices} devices.")
     return Case(model, cluster, run, Strategy(**strategy_fields), framework, tuple(said))
+
+
+def _preset_fields(
+    name: str, model: ModelSpec, cluster: Cluster, run: Run, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A preset's strategy, one micro-batch per step where nothing else is given; what is given wins."""
+    found = asdict(preset(name, model, cluster.devices, model_ways=given.get("tp", 0)))
+    found["micro_batch"] = max(run.global_batch // found["dp"], 1)
+    return {**found, **given}
 
 
 def _chosen(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,6 +142,22 @@ def integers(text: str, option: str) -> tuple[int, ...]:
 def _fields_of(kind: type, from_file: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
     names = {entry.name for entry in fields(kind)}
     return {**from_file, **{name: value for name, value in chosen.items() if name in names}}
+
+
+def plot_option(words: str) -> Callable[[Command], Command]:
+    """--plot FILE: what is drawn, in words."""
+    return click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+                        help=f"{words} A PNG, SVG or PDF, by the name's ending.")  # fmt: skip
+
+
+def draw(plot: Path | None, figure: Callable[[], Any]) -> None:
+    """Write the picture of --plot, and say so on stderr. Raises InputError as `report.plot.save` does."""
+    if plot is None:
+        return
+    from simulator.report.plot import save
+
+    save(figure(), plot)
+    click.echo(f"wrote {plot}", err=True)
 
 
 def print_json(document: Any) -> None:
