@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from simulator.provenance import notes_of, provenance_of, regime_of
 from simulator.result import Estimate, Memory, TimeParts
 from simulator.schedule.engine import Durations, Transfers, simulate
 from simulator.schedule.make import make_order
+from simulator.schedule.memory import Footprint, memory_peaks
 from simulator.schedule.memory import Footprint, memory_peaks
 from simulator.schedule.memory import Footprint, memory_peaks
 from simulator.schedule.order import Order
@@ -232,7 +233,6 @@ def memory_of(lowered: Lowered) -> Memory:
         limit_bytes=setting.cluster.device.memory_bytes,
         peak_time_s=float(peaks.time_s[fullest]),
         step_bytes=step[fullest],
-        step_reserved=setting.framework.flat_gradients,
         footprint=footprint,
     )
 
@@ -248,7 +248,7 @@ def _footprint(
     memories = segment_memories(program, setting.strategy)
     kinds = [id(cost) for cost in lowered.costs]
     alike = dict(zip(kinds, program.stages, strict=True))
-    sizes = {kind: stage_memory(stage, setting.strategy, memories) for kind, stage in alike.items()}
+    sizes = {kind: stage_memory(stage, setting, memories) for kind, stage in alike.items()}
     known: dict[tuple[int, ...], tuple[dict[str, float], float]] = {}
     ranks = []
     for held in holds:
@@ -284,7 +284,43 @@ def _footprint(
     memories = segment_memories(program, setting.strategy)
     kinds = [id(cost) for cost in lowered.costs]
     alike = dict(zip(kinds, program.stages, strict=True))
-    sizes = {kind: stage_memory(stage, setting.strategy, memories) for kind, stage in alike.items()}
+    sizes = {kind: stage_memory(stage, setting, memories) for kind, stage in alike.items()}
+    known: dict[tuple[int, ...], tuple[dict[str, float], float]] = {}
+    ranks = []
+    for held in holds:
+        key = tuple(kinds[stage] for stage in held)
+        if key not in known:
+            stages = [program.stages[stage] for stage in held]
+            edge = largest([program.stages[0].boundary_bytes, stages[0].boundary_bytes])
+            parts = static_bytes(stages, edge, setting)
+            known[key] = ({name: float(value) for name, value in parts.items()}, float(step_bytes(stages, setting)))
+        ranks.append(known[key])
+
+    def by_stage(name: str) -> list[float]:
+        return [float(getattr(sizes[kind], name)) for kind in kinds]
+
+    footprint = Footprint(
+        static_bytes=[sum(parts.values()) for parts, _ in ranks],
+        activation_bytes=by_stage("activation_bytes"),
+        weight_gradient_bytes=by_stage("late_bytes"),
+        forward_working_bytes=by_stage("forward_bytes"),
+        backward_working_bytes=by_stage("backward_bytes"),
+    )
+    return footprint, [parts for parts, _ in ranks], [step for _, step in ranks]
+
+
+def _footprint(
+    lowered: Lowered, holds: Sequence[Sequence[int]]
+) -> tuple[Footprint, list[dict[str, float]], list[float]]:
+    """What the timeline's tasks hold; and by rank what is there all the time, and what the optimizer step needs.
+
+    Stages of equal cost are alike, and so are ranks that hold such stages.
+    """
+    program, setting = lowered.program, lowered.setting
+    memories = segment_memories(program, setting.strategy)
+    kinds = [id(cost) for cost in lowered.costs]
+    alike = dict(zip(kinds, program.stages, strict=True))
+    sizes = {kind: stage_memory(stage, setting, memories) for kind, stage in alike.items()}
     known: dict[tuple[int, ...], tuple[dict[str, float], float]] = {}
     ranks = []
     for held in holds:
@@ -367,6 +403,11 @@ def executed_flops_per_step(lowered: Lowered, strategy: Strategy) -> float:
     return total * lowered.program.micro_batches * strategy.tp * strategy.cp * strategy.dp
 
 
+def _plain(value: Run | Strategy) -> dict[str, object]:
+    """The fields of a flat value; `asdict` would copy each of them deeply."""
+    return {entry.name: getattr(value, entry.name) for entry in fields(value)}
+
+
 def summarise(
     model: ModelSpec, cluster: Cluster, run: Run, strategy: Strategy, software: Framework, lowered: Lowered
 ) -> Estimate:
@@ -386,8 +427,8 @@ def summarise(
         model=model.name,
         cluster=cluster.name,
         framework=software.name,
-        run=asdict(run),
-        strategy=asdict(strategy),
+        run=_plain(run),
+        strategy=_plain(strategy),
         devices=strategy.devices,
         step_time_s=step_s,
         step_time_low_s=low * step_s,

@@ -78,7 +78,8 @@ def forward_flops_per_sequence(
             total += count * _forward(segment, halve_causal=halve_causal, router=router)
     last = Shard(micro_batch=1, seq_len=lengths[len(model.stacks) - 1], capacity_factor=0.0)
     ends = [head_segment(model, shard=last, kernels=COUNTING)]
-    ends += [mtp_segment(model, shard=last, kernels=COUNTING)] * model.head.mtp_layers
+    if model.head.mtp_layers:
+        ends += [mtp_segment(model, shard=last, kernels=COUNTING)] * model.head.mtp_layers
     return total + sum(_forward(segment, halve_causal=halve_causal, router=router) for segment in ends)
 
 

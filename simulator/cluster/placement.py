@@ -121,12 +121,8 @@ def _folded(size: Number, stride: Number, inner: Number, pp: Number) -> Group:
 def _check_order(order: Sequence[str]) -> None:
     complaints = Complaints()
     for axis in order:
-        complaints.require(
-            axis in DEFAULT_ORDER,
-            f"{axis} is no axis of a placement.",
-            where="order",
-            hint=did_you_mean(axis, DEFAULT_ORDER),
-        )
+        if axis not in DEFAULT_ORDER:
+            complaints.add(f"{axis} is no axis of a placement.", where="order", hint=did_you_mean(axis, DEFAULT_ORDER))
     for axis in ("tp", "cp", "dp", "pp"):
         complaints.require(
             list(order).count(axis) == 1,

@@ -142,7 +142,8 @@ def pieces_of(model: ModelSpec, run: Run, strategy: Strategy, framework: Framewo
     shards = [shard_for(model, run, framework, strategy, stack=index) for index in range(len(model.stacks))]
     units, distinct = _units(model, shards, kernels)
     head = head_segment(model, shard=shards[-1], kernels=kernels)
-    depths = [mtp_segment(model, shard=shards[-1], kernels=kernels)] * model.head.mtp_layers
+    depth = model.head.mtp_layers
+    depths = [mtp_segment(model, shard=shards[-1], kernels=kernels)] * depth if depth else []
     return Pieces(
         units=tuple(units),
         distinct=tuple(distinct),
