@@ -133,7 +133,7 @@ def moving(dice: random.Random, power: float) -> list[Bench]:
         _point("plain", [x, x], torch.add, elements, 12.0, None),
         _point("layernorm", [x, (width,), (width,)], lambda a, w, b: functional.layer_norm(a, w.shape, w, b), elements, 8.0, 12.0),
         _point("rmsnorm", [x, (width,)], lambda a, w: functional.rms_norm(a, w.shape, w, 1e-5), elements, 8.0, 12.0),
-        _point("softmax", [x], lambda a: torch.softmax(a, -1), elements, 40.0, 60.0),
+        _point("softmax", [x, x], lambda a, b: torch.softmax(a * 0.1 + b, -1), elements, 40.0, 60.0),
         _point("cross_entropy", [x], _cross_entropy, elements, 36.0, 20.0),
         _point("rope", [(1, rows, max(width // 64, 1), 64)], _rotated, rows * max(width // 64, 1) * 64, 40.0, 40.0),
     ]

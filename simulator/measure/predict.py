@@ -1,0 +1,72 @@
+"""What a calibration alone predicts for a case: processor seconds summed over ranks, elapsed seconds, peak memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from simulator import catalog
+from simulator.estimate import Lowered, executed_flops_per_step, memory_of, rank_stages, run_step, time_of
+from simulator.cluster.network import collective_time_s
+from simulator.measure.suite import Case, model_of
+from simulator.parallel.legal import check
+from simulator.parallel.stage_cost import StageCost
+from simulator.spec.hardware import Cluster
+from simulator.spec.machine_file import Clock, read_machine
+from simulator.spec.reading import read_document
+
+
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """One case. `cpu_s` is summed over ranks; `one_rate_cpu_s` is FLOPs over the best product's rate, for comparison."""
+
+    cpu_s: float
+    wall_s: float
+    one_rate_cpu_s: float
+    peak_memory_bytes: float
+
+
+def predict(case: Case, machine: Path) -> Prediction:
+    """Predict a case on a machine file. Raises InputError for a bad file and an impossible case."""
+    spent = _lowered(case, machine, "cpu")
+    elapsed = _lowered(case, machine, "wall")
+    device = spent.setting.cluster.device
+    flops = executed_flops_per_step(spent, case.strategy)
+    return Prediction(
+        cpu_s=cpu_seconds(spent, case),
+        wall_s=time_of(elapsed, case.strategy).total_s,
+        one_rate_cpu_s=flops / device.peak_flops_per_s[case.run.precision],
+        peak_memory_bytes=sum(memory_of(spent).parts.values()),
+    )
+
+
+def _lowered(case: Case, machine: Path, clock: Clock) -> Lowered:
+    cluster: Cluster = read_machine(read_document(machine), nodes=case.strategy.devices, clock=clock)
+    model, software = model_of(case.model), catalog.load_framework(case.run.framework)
+    check(model, cluster, case.run, case.strategy)
+    return run_step(model, cluster, case.run, case.strategy, software)
+
+
+def cpu_seconds(lowered: Lowered, case: Case) -> float:
+    """Processor seconds of one step over all ranks [s]: work and communication add up, waiting costs nothing.
+
+    Nothing is hidden: gloo's threads take the time that they need from the same processors.
+    """
+    strategy = case.strategy
+    total = 0.0
+    for rank in range(strategy.pp):
+        for stage in rank_stages(lowered.order, rank):
+            total += lowered.program.micro_batches * _stage_s(lowered.costs[stage])
+        total += float(lowered.ends[rank].total_s + lowered.ends[rank].hidden_s)
+    for stage in lowered.program.stages[:-1]:
+        once = collective_time_s(lowered.setting.cluster, "send", float(stage.boundary_bytes), lowered.setting.groups["pp"])
+        # Forward and backward, and both ends of each message.
+        total += lowered.program.micro_batches * 4.0 * float(once)
+    return total * strategy.tp * strategy.cp * strategy.dp
+
+
+def _stage_s(cost: StageCost) -> float:
+    phases = (cost.forward, cost.input_grad, cost.weight_grad, cost.recompute)
+    return float(sum(sum(phase.parts.values()) + sum(phase.hidden.values()) for phase in phases))

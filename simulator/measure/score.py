@@ -1,0 +1,83 @@
+"""Predictions from calibration beside measured steps: errors by class of case, and the ranking of strategies."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simulator.measure.predict import Prediction, predict
+from simulator.measure.suite import Case, suite_of
+from simulator.measure.table import Measured
+from simulator.validate.metrics import kendall_tau
+
+OVERHEAD_S, OVERHEAD_TOKENS = 0.1, 128
+"""Steps shorter than this (per rank) or with no more tokens per rank are dominated by overhead."""
+CLASSES = ("single process", "several ranks", "overhead")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """A measured case and its prediction."""
+
+    case: Case
+    measured: Measured
+    predicted: Prediction
+
+    @property
+    def error(self) -> float:
+        """Signed relative error of the processor seconds."""
+        return self.predicted.cpu_s / self.measured.cpu_s - 1.0
+
+    @property
+    def one_rate_error(self) -> float:
+        """That of FLOPs over the best product's rate."""
+        return self.predicted.one_rate_cpu_s / self.measured.cpu_s - 1.0
+
+    @property
+    def kind(self) -> str:
+        """One of CLASSES."""
+        ranks = self.case.strategy.devices
+        if self.measured.cpu_s / ranks < OVERHEAD_S or self.case.tokens / ranks <= OVERHEAD_TOKENS:
+            return "overhead"
+        return "several ranks" if ranks > 1 else "single process"
+
+
+def score(rows: Iterable[Measured], machine: Path) -> list[Scored]:
+    """Predict every measured case on a machine file."""
+    known = {(row.suite, row.case): row for row in rows}
+    cases = {(suite, case.name): case for suite in {suite for suite, _ in known} for case in suite_of(suite)}
+    return [Scored(case=cases[key], measured=row, predicted=predict(cases[key], machine))
+            for key, row in known.items() if key in cases]  # fmt: skip
+
+
+def summary(scored: Sequence[Scored]) -> dict[str, Any]:
+    """Count, mean absolute, worst and mean signed error, and the one-rate model's mean, by class; tau by model."""
+    by_class: dict[str, Any] = {}
+    for kind in CLASSES:
+        held = [entry for entry in scored if entry.kind == kind]
+        if held:
+            errors = [entry.error for entry in held]
+            by_class[kind] = {
+                "cases": len(held),
+                "mean": statistics.mean(map(abs, errors)),
+                "worst": max(map(abs, errors)),
+                "bias": statistics.mean(errors),
+                "one_rate_mean": statistics.mean(abs(entry.one_rate_error) for entry in held),
+                "spread": statistics.median(entry.measured.spread_fraction for entry in held),
+            }
+    return {"by_class": by_class, "tau": ranking(scored)}
+
+
+def ranking(scored: Sequence[Scored]) -> dict[str, float]:
+    """Kendall's tau between predicted and measured processor seconds of one model's strategies on the same batch."""
+    groups: dict[str, list[Scored]] = defaultdict(list)
+    for entry in scored:
+        run = entry.case.run
+        groups[f"{entry.case.model} {run.global_batch} x {run.seq_len}"].append(entry)
+    taus = {name: kendall_tau([e.predicted.cpu_s for e in held], [e.measured.cpu_s for e in held])
+            for name, held in groups.items() if len(held) >= 3}  # fmt: skip
+    return {name: tau for name, tau in taus.items() if tau is not None}
