@@ -1,6 +1,7 @@
 """Switch Transformer's five partitionings against Figure 9 and sections 5.1 to 5.5 (Fedus 2022).
 
-Splits of weights and tokens, memory and traffic. The estimates run T5-XXL and Switch-XXL on sixteen devices of a TPU v3 torus; every expected figure is worked out here.
+Splits of weights and tokens, memory and traffic. T5-XXL and Switch-XXL are estimated on sixteen devices of a TPU v3
+torus; every expected figure is worked out here.
 """
 
 from __future__ import annotations
