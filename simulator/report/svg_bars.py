@@ -87,7 +87,7 @@ def waterfall_scene(answer: Estimate, width: int) -> Scene:
     """The step from its first to its last second: each part begins where the one before ended."""
     parts = in_order(dict(answer.time.parts), TIME_ORDER)
     step = answer.step_time_s
-    left = 128 if width >= 500 else 108
+    left = 128 if width >= 500 else 122
     right, top, row = 66, 8, 24
     most = max(step, answer.step_time_high_s) * 1.02
     scale = (width - left - right) / most

@@ -78,14 +78,15 @@ def timeline_scene(answer: Estimate, width: int) -> Scene:
         shapes += [text(middle, TOP - 8, f"{between} more of the same", "axis", "middle"),
                    text(middle, TOP + (bottom - TOP) / 2 + 4, "...", "label", "middle")]  # fmt: skip
     shapes += _memory(answer, windows, bottom + 26)
-    shapes += _legend(line_of, bottom + 26 + CURVE + 34)
+    legend, low = _legend(line_of, bottom + 26 + CURVE + 34, width)
+    shapes += legend
     share = format_percent(line_of.bubble_fraction)
     words = (
         f"Timeline of one step, {line_of.order.schedule} on {line_of.order.pp} pipeline ranks with "
         f"{line_of.order.micro_batches} micro-batches; ranks wait {share} of the pipeline's time."
     )
     return Scene(name="timeline", title="One step, rank by rank", words=words, width=width,
-                 height=bottom + 26 + CURVE + 44, shapes=tuple(shapes))  # fmt: skip
+                 height=low + 10, shapes=tuple(shapes))  # fmt: skip
 
 
 def _tasks(line_of: Timeline, ranks: Sequence[int], window: Window, row: int) -> list[Shape]:
@@ -120,17 +121,20 @@ def _tasks(line_of: Timeline, ranks: Sequence[int], window: Window, row: int) ->
     return paths + numbers
 
 
-def _legend(line_of: Timeline, y: float) -> list[Shape]:
-    """What the colours mean, of the kinds that are there."""
+def _legend(line_of: Timeline, y: int, width: int) -> tuple[list[Shape], int]:
+    """What the colours mean, of the kinds that are there, in as many lines as needed; and the last line's place."""
     kinds = [(f"part k-{KINDS[kind]}", _WORDS[KINDS[kind]]) for kind in np.unique(line_of.order.kind)]
     if (line_of.communication_s > 0).any():
         kinds.append(("k-comm", "communication"))
     shapes: list[Shape] = []
     x = float(LEFT)
     for kind, words in [*kinds, ("k-idle", "waiting"), ("k-tail", "end of step")]:
+        wide = 26 + 5.7 * len(words)
+        if x + wide > width:
+            x, y = float(LEFT), y + 16
         shapes += [rect(x, y - 9, 9, 9, kind), text(x + 13, y, words, "axis")]
-        x += 26 + 5.7 * len(words)
-    return shapes
+        x += wide
+    return shapes, y
 
 
 def _axis(window: Window, y: float, *, alone: bool) -> list[Shape]:

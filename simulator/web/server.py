@@ -256,6 +256,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
 
+def warm_up() -> None:
+    """Load what the first answer needs, beside the browser's start."""
+    static_files()
+    ask_first = views()["/api/estimate"][0]
+    threading.Thread(target=_attempt, args=(lambda: ask_first({"state": _start()}),), daemon=True).start()
+
+
+def _start() -> dict[str, Any]:
+    from simulator.web.state import START
+
+    return dict(START)
+
+
 def open_explorer(port: int = 0) -> Explorer:
     """An explorer that listens on `port` (0: any free one); `serve_forever` runs it, `server_close` ends it.
 

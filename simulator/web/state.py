@@ -109,7 +109,7 @@ def _named(state: Mapping[str, Any]) -> tuple[ModelSpec, Cluster, Framework]:
             found[kind] = read(name)
         except InputError as error:
             for problem in error.problems:
-                complaints.add(problem.message, where="nodes" if "nodes" in problem.message[:12] else kind,
+                complaints.add(problem.message, where="nodes" if " nodes" in problem.message else kind,
                                hint=problem.hint)  # fmt: skip
     complaints.raise_if_any()
     return found["model"], found["cluster"], found["framework"]
