@@ -29,8 +29,6 @@ from simulator.result import Estimate, Memory, TimeParts
 from simulator.schedule.engine import Durations, Transfers, simulate
 from simulator.schedule.make import make_order
 from simulator.schedule.memory import Footprint, memory_peaks
-from simulator.schedule.memory import Footprint, memory_peaks
-from simulator.schedule.memory import Footprint, memory_peaks
 from simulator.schedule.order import Order
 from simulator.schedule.timeline import Timeline
 from simulator.spec.hardware import Cluster
@@ -233,80 +231,9 @@ def memory_of(lowered: Lowered) -> Memory:
         limit_bytes=setting.cluster.device.memory_bytes,
         peak_time_s=float(peaks.time_s[fullest]),
         step_bytes=step[fullest],
+        step_reserved=setting.framework.flat_gradients,
         footprint=footprint,
     )
-
-
-def _footprint(
-    lowered: Lowered, holds: Sequence[Sequence[int]]
-) -> tuple[Footprint, list[dict[str, float]], list[float]]:
-    """What the timeline's tasks hold; and by rank what is there all the time, and what the optimizer step needs.
-
-    Stages of equal cost are alike, and so are ranks that hold such stages.
-    """
-    program, setting = lowered.program, lowered.setting
-    memories = segment_memories(program, setting.strategy)
-    kinds = [id(cost) for cost in lowered.costs]
-    alike = dict(zip(kinds, program.stages, strict=True))
-    sizes = {kind: stage_memory(stage, setting, memories) for kind, stage in alike.items()}
-    known: dict[tuple[int, ...], tuple[dict[str, float], float]] = {}
-    ranks = []
-    for held in holds:
-        key = tuple(kinds[stage] for stage in held)
-        if key not in known:
-            stages = [program.stages[stage] for stage in held]
-            edge = largest([program.stages[0].boundary_bytes, stages[0].boundary_bytes])
-            parts = static_bytes(stages, edge, setting)
-            known[key] = ({name: float(value) for name, value in parts.items()}, float(step_bytes(stages, setting)))
-        ranks.append(known[key])
-
-    def by_stage(name: str) -> list[float]:
-        return [float(getattr(sizes[kind], name)) for kind in kinds]
-
-    footprint = Footprint(
-        static_bytes=[sum(parts.values()) for parts, _ in ranks],
-        activation_bytes=by_stage("activation_bytes"),
-        weight_gradient_bytes=by_stage("late_bytes"),
-        forward_working_bytes=by_stage("forward_bytes"),
-        backward_working_bytes=by_stage("backward_bytes"),
-    )
-    return footprint, [parts for parts, _ in ranks], [step for _, step in ranks]
-
-
-def _footprint(
-    lowered: Lowered, holds: Sequence[Sequence[int]]
-) -> tuple[Footprint, list[dict[str, float]], list[float]]:
-    """What the timeline's tasks hold; and by rank what is there all the time, and what the optimizer step needs.
-
-    Stages of equal cost are alike, and so are ranks that hold such stages.
-    """
-    program, setting = lowered.program, lowered.setting
-    memories = segment_memories(program, setting.strategy)
-    kinds = [id(cost) for cost in lowered.costs]
-    alike = dict(zip(kinds, program.stages, strict=True))
-    sizes = {kind: stage_memory(stage, setting, memories) for kind, stage in alike.items()}
-    known: dict[tuple[int, ...], tuple[dict[str, float], float]] = {}
-    ranks = []
-    for held in holds:
-        key = tuple(kinds[stage] for stage in held)
-        if key not in known:
-            stages = [program.stages[stage] for stage in held]
-            edge = largest([program.stages[0].boundary_bytes, stages[0].boundary_bytes])
-            parts = static_bytes(stages, edge, setting)
-            known[key] = ({name: float(value) for name, value in parts.items()}, float(step_bytes(stages, setting)))
-        ranks.append(known[key])
-
-    def by_stage(name: str) -> list[float]:
-        return [float(getattr(sizes[kind], name)) for kind in kinds]
-
-    footprint = Footprint(
-        static_bytes=[sum(parts.values()) for parts, _ in ranks],
-        activation_bytes=by_stage("activation_bytes"),
-        weight_gradient_bytes=by_stage("late_bytes"),
-        forward_working_bytes=by_stage("forward_bytes"),
-        backward_working_bytes=by_stage("backward_bytes"),
-    )
-    return footprint, [parts for parts, _ in ranks], [step for _, step in ranks]
 
 
 def _footprint(

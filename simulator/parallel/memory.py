@@ -104,15 +104,21 @@ def stage_activation_bytes(stage: Stage, strategy: Strategy, memories: Mapping[s
     return total
 
 
-def stage_memory(stage: Stage, strategy: Strategy, memories: Mapping[str, SegmentMemory]) -> StageMemory:
+def stage_memory(stage: Stage, setting: Setting, memories: Mapping[str, SegmentMemory]) -> StageMemory:
     """Bytes of one micro-batch in a stage: kept, and beside that at the worst moment of its forward and backward."""
     held = [(memories[segment.name], count) for segment, count in stage.parts]
     return StageMemory(
-        activation_bytes=stage_activation_bytes(stage, strategy, memories),
+        activation_bytes=_kept_bytes(stage, setting, memories),
         late_bytes=sum(count * memory.late_bytes for memory, count in held),
         forward_bytes=largest(where(count > 0, memory.largest_bytes, 0.0) for memory, count in held),
         backward_bytes=_backward_bytes(stage, memories),
     )
+
+
+def _kept_bytes(stage: Stage, setting: Setting, memories: Mapping[str, SegmentMemory]) -> Number:
+    """What a micro-batch leaves in a stage, its output included where the software keeps that."""
+    kept = stage_activation_bytes(stage, setting.strategy, memories)
+    return kept + stage.boundary_bytes if setting.framework.keeps_stage_outputs else kept
 
 
 def _backward_bytes(stage: Stage, memories: Mapping[str, SegmentMemory]) -> Number:
@@ -142,7 +148,7 @@ def rank_memory(
     """
     parts = static_bytes(stages, boundary_bytes, setting)
     parts["activations"] = sum(
-        count * stage_activation_bytes(stage, setting.strategy, memories)
+        count * _kept_bytes(stage, setting, memories)
         for stage, count in zip(stages, in_flight, strict=True)
     )
     parts["working_set"] = working_set_bytes(stages, memories)

@@ -65,6 +65,7 @@ class FrameworkFile(BaseModel):
     logits_dtype: Dtype
     gradient_dtype: Dtype
     gradient_reduce_dtype: Dtype
+    keeps_stage_outputs: bool = False
     flat_gradients: bool = False
     stored_parameter_dtype: Literal["", "fp32", "fp16", "bf16"] = ""
     overlap_grad_reduce: bool

@@ -70,6 +70,9 @@ class Framework:
     """Device memory of the context, NCCL and libraries outside the framework's allocator."""
     fragmentation_fraction: float = 0.0
     """Share of the allocator's reserved memory that no tensor uses."""
+    keeps_stage_outputs: bool = False
+    """A pipeline stage's output stays until its backward, beside what its layers save, instead of being let go once
+    it is sent."""
     flat_gradients: bool = False
     """The optimizer step copies its share of the gradients into one flat buffer before it widens them to fp32."""
     stored_parameter_dtype: str = ""

@@ -60,7 +60,7 @@ def noted(run: PublishedRun) -> Noted:
     if group:
         strategies["shard_group"] = int(group.group(1))
     unsupported = ""
-    if any(word in text for word in OFFLOAD):
+    if any(word in f"{text}; {run.table}" for word in OFFLOAD):
         unsupported = "optimizer states offloaded to the host are not modelled"
     return Noted(runs, strategies, unsupported)
 
