@@ -25,6 +25,15 @@ def first_layers(model: ModelSpec, layers: int) -> ModelSpec:
     return replace(model, stacks=tuple(stacks))
 
 
+def one_of_each(model: ModelSpec) -> ModelSpec:
+    """The model with every distinct layer of each stack once."""
+    stacks = []
+    for stack in model.stacks:
+        kinds = dict.fromkeys(spec for spec, _ in stack.runs)
+        stacks.append(replace(stack, runs=tuple((spec, 1) for spec in kinds)))
+    return replace(model, stacks=tuple(stacks))
+
+
 def segments(
     model: ModelSpec, kernels: Kernels, batch: int, seq_len: int, target_seq_len: int = 0, *, layers: int | None = None
 ) -> Iterator[tuple[Segment, int]]:
