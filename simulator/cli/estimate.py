@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from simulator.cli.options import case_of, case_options, json_option, print_json
+from simulator.cli.options import case_of, case_options, draw, json_option, plot_option, print_json
 
 
 @click.command("estimate")
@@ -15,8 +15,13 @@ from simulator.cli.options import case_of, case_options, json_option, print_json
 @click.option("--rank-file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="Device of each rank, one number a line (default: rank r is device r).")  # fmt: skip
 @click.option("--why", metavar="TERM", help="Expand one number into its formula, values and source.")
+@plot_option("Draw it: time, memory, or what --picture says.")
+@click.option("--picture", type=click.Choice(("overview", "memory", "waterfall", "timeline", "topology")),
+              default="overview", show_default=True, help="What --plot draws.")  # fmt: skip
 @json_option
-def command(as_json: bool, why: str | None, rank_file: Path | None, **options: Any) -> None:
+def command(
+    *, as_json: bool, why: str | None, rank_file: Path | None, plot: Path | None, picture: str, **options: Any
+) -> None:
     """Estimate one training step of MODEL on CLUSTER under one strategy.
 
     \b
@@ -31,6 +36,7 @@ def command(as_json: bool, why: str | None, rank_file: Path | None, **options: A
     case = case_of(options)
     cluster = with_rank_file(case.cluster, rank_file) if rank_file else case.cluster
     answer = estimate(case.model, cluster, case.run, case.strategy, framework=case.framework)
+    draw(plot, lambda: cluster.plot("topology", answer=answer) if picture == "topology" else answer.plot(picture))
     if why:
         term = explain_term(answer, why)
         if as_json:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from simulator.cli.options import json_option, print_json
+from simulator.cli.options import draw, json_option, plot_option, print_json
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -33,8 +33,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
               help="Values or a range, as tp=1..8, schedule=1f1b,zbv or schedule=all (repeatable).")  # fmt: skip
 @click.option("--forbid", multiple=True, metavar="NAME=VALUES", help="Values to leave out, as recompute=full.")
 @click.option("--time-limit", type=float, metavar="SECONDS", help="Stop then: the best so far, and the gap.")
+@plot_option("Draw the answers: step time against memory.")
 @json_option
-def command(as_json: bool, **options: Any) -> None:
+def command(as_json: bool, plot: Path | None, **options: Any) -> None:
     """Find the best strategy for MODEL on all devices of CLUSTER, and prove it.
 
     \b
@@ -55,6 +56,7 @@ def command(as_json: bool, **options: Any) -> None:
         model, cluster, run, objective=options["objective"], limit=options["top"], fix=limits.fix, allow=limits.allow,
         within=limits.within, forbid=limits.forbid, time_limit_s=options["time_limit"] or FOREVER_S,
     )  # fmt: skip
+    draw(plot, answer.plot)
     if as_json:
         print_json(answer.to_dict())
     else:

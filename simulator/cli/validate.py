@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from simulator.cli.options import json_option, print_json
+from simulator.cli.options import draw, json_option, plot_option, print_json
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -20,16 +20,19 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--min-flops", type=float, default=2e9, show_default=True, help="Kernels: only work of at least this.")
 @click.option("--min-bytes", type=float, default=1e6, show_default=True, help="Collectives: only sizes from this.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write REPORT.md and its plots here.")
+@plot_option("Runs: draw predicted against measured step times.")
 @json_option
 def command(
     *, tables: tuple[str, ...], kernels: bool, counts: bool, min_flops: float, min_bytes: float, out: Path | None,
-    as_json: bool,
+    plot: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Compare predictions with what was measured.
 
     TABLEs are CSV files of published runs (validation/runs), scored row by row. With --kernels they are tables of
     measured kernels; with --counts our counts are compared with torch's.
     """
+    if plot is not None and (kernels or counts):
+        raise click.UsageError("--plot draws published runs; leave --kernels and --counts away.")
     if kernels and counts:
         raise click.UsageError("--kernels and --counts are two different comparisons: choose one.")
     if counts:
@@ -39,10 +42,11 @@ def command(
     elif kernels:
         _kernels(tables, min_flops, min_bytes, as_json=as_json)
     else:
-        _runs(tables, out, as_json=as_json)
+        _runs(tables, out, plot, as_json=as_json)
 
 
-def _runs(tables: tuple[str, ...], out: Path | None, *, as_json: bool) -> None:
+def _runs(tables: tuple[str, ...], out: Path | None, plot: Path | None, *, as_json: bool) -> None:
+    from simulator.report.plot_curves import measured_picture
     from simulator.report.validation import scores_text
     from simulator.validate.facts import CatalogFacts, estimator, known_reasons, known_residuals
     from simulator.validate.runs import read_runs
@@ -55,6 +59,7 @@ def _runs(tables: tuple[str, ...], out: Path | None, *, as_json: bool) -> None:
 
         path = write_report(scores, out, reasons=known_reasons())
         click.echo(f"wrote {path}", err=True)
+    draw(plot, lambda: measured_picture(scores.to_json()["rows"]))
     if as_json:
         print_json(scores.to_json())
     else:

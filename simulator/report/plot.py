@@ -70,8 +70,7 @@ def plot(thing: Drawable, picture: str = "", **options: Any) -> Figure:
     if name not in known:
         kinds = f"{name!r} is no picture of this: {', '.join(known)}."
         raise InputError([Problem(kinds, "picture", did_you_mean(name, known))])
-    with style():
-        return known[name](thing, **options)
+    return known[name](thing, **options)
 
 
 def save(figure: Figure, path: str | Path) -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from simulator.report.plot_style import BAD, INK, QUIET, colour, grid, legend_beside, new_figure
+from simulator.report.plot_style import BAD, INK, QUIET, colour, grid, legend_beside, new_figure, styled
 from simulator.report.svg_bars import MEMORY_ORDER, TIME_ORDER, in_order, shown_ranks, word
 from simulator.result import Estimate
 from simulator.units import format_bytes, format_percent, format_time
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 GIB = 2.0**30
 
 
+@styled
 def memory_picture(answer: Estimate) -> Figure:
     """Stacked bytes of each pipeline rank against the device's memory."""
     figure = new_figure(7.2, 1.5 + 0.26 * len(shown_ranks(len(answer.memory.per_stage))))
@@ -51,6 +52,7 @@ def draw_memory(axes: Axes, answer: Estimate) -> None:
     legend_beside(axes)
 
 
+@styled
 def waterfall_picture(answer: Estimate) -> Figure:
     """The step from its first to its last second: each part begins where the one before ended."""
     figure = new_figure(7.2, 1.2 + 0.3 * (len(answer.time.parts) + 1))
@@ -74,7 +76,8 @@ def draw_waterfall(axes: Axes, answer: Estimate) -> None:
     row = len(parts)
     axes.barh(row, step, height=0.66, color=INK)
     low, high = answer.step_time_low_s, answer.step_time_high_s
-    axes.errorbar(step, row, xerr=[[max(step - low, 0.0)], [max(high - step, 0.0)]], color=BAD, capsize=4, linewidth=1.6)
+    reach = [[max(step - low, 0.0)], [max(high - step, 0.0)]]
+    axes.errorbar(step, row, xerr=reach, color=BAD, capsize=4, linewidth=1.6)
     axes.annotate(f"{format_time(step)}, likely {format_time(low, 3)} to {format_time(high, 3)}", (0, row),
                   xytext=(5, 0), textcoords="offset points", va="center", color="white", fontsize=8.5)  # fmt: skip
     axes.set_yticks(range(len(parts) + 1), [word(name) for name, _ in parts] + ["one step"])
@@ -85,6 +88,7 @@ def draw_waterfall(axes: Axes, answer: Estimate) -> None:
     grid(axes, "x")
 
 
+@styled
 def overview_picture(answer: Estimate) -> Figure:
     """Waterfall above, memory beneath: what `shardwise estimate --plot` draws."""
     ranks = len(shown_ranks(len(answer.memory.per_stage)))
@@ -98,8 +102,9 @@ def overview_picture(answer: Estimate) -> Figure:
     return figure
 
 
+@styled
 def compare_picture(answers: Sequence[Estimate], labels: Sequence[str] = ()) -> Figure:
-    """Step times of several strategies as stacked bars, the same parts in the same colours; crossed out: does not fit."""
+    """Step times of several strategies as stacked bars, the same parts in the same colours."""
     names = labels or [_degrees(answer) for answer in answers]
     figure = new_figure(7.2, 1.3 + 0.34 * len(answers))
     axes = figure.subplots()

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simulator.errors import InputError
-from simulator.report.plot_style import BAD, BLUE, GREEN, GREY, INK, ORANGE, QUIET, SKY, grid, new_figure
+from simulator.report.plot_style import (
+    BAD, BLUE, GREEN, GREY, INK, ORANGE, PURPLE, QUIET, RED, SKY, SLATE,
+    grid, new_figure, styled,
+)  # fmt: skip
 from simulator.report.svg_scatter import Point, front
 from simulator.result import Estimate
-from simulator.units import format_bytes, format_count, format_percent, format_time
+from simulator.units import format_bytes, format_count, format_percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,6 +30,7 @@ def knee(answers: Sequence[Estimate], least_fraction: float = KNEE) -> Estimate:
     return max((a for a in ordered if a.tokens_per_s_per_device >= least_fraction * first), key=lambda a: a.devices)
 
 
+@styled
 def scaling_picture(answers: Sequence[Estimate], *, title: str = "Scaling") -> Figure:
     """Tokens/s over devices beside the ideal line, efficiency beneath, and the knee: where it falls below 80 %.
 
@@ -42,10 +46,11 @@ def scaling_picture(answers: Sequence[Estimate], *, title: str = "Scaling") -> F
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     upper.loglog(devices, each * devices, color=GREY, linestyle="--", linewidth=1.2, label="as the smallest scales")
     upper.loglog(devices, rate, color=BLUE, marker="o", label="predicted")
-    upper.fill_between(devices, *([[a.devices and a.tokens_per_s * a.step_time_s / bound for a, bound in
-                                    zip(ordered, bounds, strict=True)] for bounds in
-                                   ([a.step_time_high_s for a in ordered], [a.step_time_low_s for a in ordered])]),
-                       color=SKY, alpha=0.3, linewidth=0, label="likely range")  # fmt: skip
+    tokens = np.array([a.tokens_per_s * a.step_time_s for a in ordered])
+    slowest = np.array([a.step_time_high_s for a in ordered])
+    quickest = np.array([a.step_time_low_s for a in ordered])
+    upper.fill_between(devices, tokens / slowest, tokens / quickest, color=SKY, alpha=0.3, linewidth=0,
+                       label="likely range")  # fmt: skip
     efficiency = rate / (each * devices)
     lower.semilogx(devices, efficiency, color=BLUE, marker="o")
     lower.axhline(KNEE, color=QUIET, linewidth=0.8, linestyle=":")
@@ -67,6 +72,7 @@ def scaling_picture(answers: Sequence[Estimate], *, title: str = "Scaling") -> F
     return figure
 
 
+@styled
 def pareto_picture(answers: Sequence[Estimate], *, title: str = "Time against memory") -> Figure:
     """Each strategy by step time and peak memory; a line joins those that nothing beats in both.
 
@@ -87,17 +93,18 @@ def pareto_picture(answers: Sequence[Estimate], *, title: str = "Time against me
                          edgecolor=BLUE if inside else BAD, linewidth=0.8, label=words)  # fmt: skip
     axes.step([p.step_time_s for p in best], [p.peak_bytes / GIB for p in best], where="post", color=GREEN,
               marker="o", markersize=6, linewidth=1.4, label="Pareto front")  # fmt: skip
-    for point in best[:: max(1, len(best) // 6)]:
-        axes.annotate(point.label, (point.step_time_s, point.peak_bytes / GIB), xytext=(6, 5), fontsize=7.5,
-                      textcoords="offset points", color=INK)  # fmt: skip
+    for index, point in enumerate(best[:: max(1, len(best) // 5)]):
+        axes.annotate(point.label, (point.step_time_s, point.peak_bytes / GIB), xytext=(5, -11 - 9 * (index % 2)),
+                      fontsize=7.5, textcoords="offset points", color=INK)  # fmt: skip
     axes.axhline(limit / GIB, color=BAD, linestyle=(0, (5, 3)), linewidth=1.2)
     axes.annotate(f"{format_bytes(limit)} per device", (1.0, limit / GIB), xycoords=("axes fraction", "data"),
                   xytext=(0, 3), textcoords="offset points", ha="right", color=BAD, fontsize=8.5)  # fmt: skip
     times = [p.step_time_s for p in points]
     if max(times) > 10 * min(times):
         axes.set_xscale("log")
-    axes.margins(x=0.12)
-    axes.set_ylim(0, min(max(limit, *(p.peak_bytes for p in points)) * 1.06, 2.2 * limit) / GIB)
+    axes.margins(x=0.16)
+    sizes = [p.peak_bytes for p in points]
+    axes.set_ylim(min(sizes) * 0.92 / GIB, min(max(limit, *sizes) * 1.05, 2.2 * limit) / GIB)
     axes.set(xlabel="seconds per step", ylabel="peak memory, GiB")
     axes.set_title(title)
     axes.legend(loc="best")
@@ -108,9 +115,11 @@ def pareto_picture(answers: Sequence[Estimate], *, title: str = "Time against me
 def _label(answer: Estimate) -> str:
     said = answer.strategy
     degrees = [f"{axis}{said[axis]}" for axis in ("tp", "cp", "ep", "pp", "dp") if said[axis] > 1]
-    return " ".join([*degrees, *([said["schedule"]] if said["pp"] > 1 else [])]) or "one device"
+    extra = [said["schedule"]] if said["pp"] > 1 else []
+    return " ".join([*degrees, f"mb{said['micro_batch']}", *extra])
 
 
+@styled
 def measured_picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Predicted against measured step times: rows of `shardwise validate --json`, coloured by family.
 
@@ -125,13 +134,11 @@ def measured_picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
     predicted = np.array([row["predicted_s"] for row in timed])
     error = np.abs(predicted / measured - 1)
     families = sorted({row["family"] for row in timed})
-    from matplotlib import colormaps
-
-    shades = colormaps["tab20"](np.linspace(0, 1, max(len(families), 2)))
-    for family, shade in zip(families, shades, strict=False):
+    shades, marks = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, SLATE), "o^sD"
+    for index, family in enumerate(families):
         mine = np.array([row["family"] == family for row in timed])
-        axes.scatter(measured[mine], predicted[mine], s=11, color=shade, linewidth=0, alpha=0.8,
-                     label=f"{family} ({mine.sum()})")  # fmt: skip
+        axes.scatter(measured[mine], predicted[mine], s=10, color=shades[index % len(shades)], linewidth=0, alpha=0.75,
+                     marker=marks[index // len(shades) % len(marks)], label=f"{family} ({mine.sum()})")  # fmt: skip
     ends = np.array([min(measured.min(), predicted.min()) / 1.3, max(measured.max(), predicted.max()) * 1.3])
     axes.plot(ends, ends, color=INK, linewidth=1.0)
     axes.fill_between(ends, ends * 0.9, ends * 1.1, color=GREY, alpha=0.35, linewidth=0)
@@ -145,6 +152,7 @@ def measured_picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+@styled
 def lines_picture(
     across: Sequence[float], lines: Mapping[str, Sequence[float]], *, title: str, x: str, y: str,
     logarithmic: str = "", points: Mapping[str, tuple[float, float]] | None = None,
@@ -169,8 +177,3 @@ def lines_picture(
     axes.legend(loc="best")
     grid(axes)
     return figure
-
-
-def time_label(time_s: float) -> str:
-    """A time for a tick."""
-    return format_time(time_s, 3)

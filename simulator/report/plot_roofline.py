@@ -14,7 +14,7 @@ from simulator.arch.operations import DTYPE_BYTES, AttentionCore, Gemm, GroupedG
 from simulator.cluster.device import peak_flops_per_s
 from simulator.estimate import cost_step
 from simulator.parallel.timing import KIND_OF, PHASES, work_times_s
-from simulator.report.plot_style import INK, QUIET, RULE, colour, grid, new_figure
+from simulator.report.plot_style import INK, QUIET, RULE, colour, grid, new_figure, styled
 from simulator.report.svg_bars import word
 from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
@@ -105,6 +105,7 @@ def layer_kernels(
     return tuple(points)
 
 
+@styled
 def roofline_picture(
     model: ModelSpec, cluster: Cluster, run: Run, strategy: Strategy, *, framework: Framework | None = None
 ) -> Figure:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from importlib.resources import as_file, files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from simulator.errors import InputError, Problem, did_you_mean
 
@@ -28,6 +29,7 @@ COLOURS: Mapping[str, str] = {
 }  # fmt: skip
 """Colour of each part, as on the page and in the report (page.css)."""
 FORMATS = ("png", "svg", "pdf")
+P = ParamSpec("P")
 
 
 @contextmanager
@@ -39,11 +41,22 @@ def style() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float = 7.2, height: float = 4.0) -> Figure:
-    """An empty figure, `width` x `height` inches, that lays itself out. Belongs to no global state."""
+def styled(picture: Callable[P, Figure]) -> Callable[P, Figure]:
+    """A function that draws a figure, drawing it in the style."""
+
+    @wraps(picture)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with style():
+            return picture(*args, **kwargs)
+
+    return drawn
+
+
+def new_figure(width_inches: float = 7.2, height_inches: float = 4.0) -> Figure:
+    """An empty figure that lays itself out. Belongs to no global state."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width_inches, height_inches), layout="constrained")
 
 
 def colour(part: str) -> str:

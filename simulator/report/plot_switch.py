@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from simulator.report.plot_style import BLUE, GREEN, INK, ORANGE, PURPLE, QUIET, RED, SKY, YELLOW, new_figure
+from simulator.report.plot_style import BLUE, GREEN, INK, ORANGE, PURPLE, QUIET, RED, SKY, YELLOW, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ _SHADES = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, "#8a3d0c", "#7fb8a4", 
 
 
 def weights_of(kind: str, core: int) -> tuple[int, int]:
-    """(which tensor's weights, which slice of them) core `core` of 16 holds. Data parallelism: every core all of one."""
+    """Which tensor's weights core `core` of 16 holds, and which slice of them."""
     row, column = divmod(core, SIDE)
     return {
         "data": (0, 0), "model": (0, core), "model and data": (0, column), "expert and data": (core, 0),
@@ -28,9 +28,12 @@ def weights_of(kind: str, core: int) -> tuple[int, int]:
 def tokens_of(kind: str, core: int) -> int:
     """Which share of the batch core `core` of 16 works on."""
     row = core // SIDE
-    return {"data": core, "model": 0, "model and data": row, "expert and data": core, "expert, model and data": row}[kind]
+    return {
+        "data": core, "model": 0, "model and data": row, "expert and data": core, "expert, model and data": row,
+    }[kind]  # fmt: skip
 
 
+@styled
 def switch_picture() -> Figure:
     """Sixteen cores, five ways: above how weights are split, beneath how the batch is. Equal colours are equal data.
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.report.memory_curve import memory_curve
-from simulator.report.plot_style import BAD, BLUE, GREEN, INK, ORANGE, QUIET, RED, SKY, grid, new_figure
+from simulator.report.plot_style import BAD, BLUE, GREEN, INK, ORANGE, QUIET, RED, SKY, grid, new_figure, styled
 from simulator.report.svg_bars import shown_ranks
 from simulator.result import Estimate
 from simulator.schedule.memory import Footprint, MemoryTimeline, memory_over_time
@@ -32,6 +32,7 @@ SHOWN_TASKS = 160
 """Tasks of a rank that can be told apart."""
 
 
+@styled
 def timeline_picture(of: Estimate | Timeline, *, until_s: float = 0.0) -> Figure:
     """Tasks of every pipeline rank over time, and beneath what the first, middle and last rank hold.
 

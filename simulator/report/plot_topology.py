@@ -14,7 +14,7 @@ from simulator.cluster.generators import Vertex
 from simulator.cluster.graph import Routes, cluster_graph, exchange_pairs, ring_pairs
 from simulator.cluster.placement import all_groups
 from simulator.parallel.setting import groups_of
-from simulator.report.plot_style import BLUE, GREY, INK, QUIET, SLATE, new_figure
+from simulator.report.plot_style import BLUE, GREY, INK, QUIET, SLATE, new_figure, styled
 from simulator.result import Estimate
 from simulator.spec.hardware import Cluster, Tier
 from simulator.spec.strategy import Strategy
@@ -36,6 +36,7 @@ Link = tuple[Vertex, Vertex]
 Places = dict[Vertex, tuple[float, float]]
 
 
+@styled
 def topology_picture(cluster: Cluster, answer: Estimate | None = None) -> Figure:
     """The first units of the cluster and the way out of them; with an estimate, coloured by bytes per step.
 
@@ -231,7 +232,8 @@ def _scale(figure: Figure, axes: Axes, loads: dict[Link, float]) -> None:
     norm = FuncNorm((lambda value: (value / most) ** 0.5, lambda share: most * share**2), vmin=0.0, vmax=most)
     shades = ListedColormap([_shade(max(i / 255, 1e-6) ** 2) for i in range(256)])
     bar = figure.colorbar(ScalarMappable(norm, shades), ax=axes, shrink=0.6, pad=0.02)
-    bar.set_ticks([0.0, most / 16, most / 4, most], labels=["0", *(format_bytes(most * f, 3) for f in (1 / 16, 0.25, 1))])
+    marks = [most / 16, most / 4, most]
+    bar.set_ticks([0.0, *marks], labels=["0", *(format_bytes(mark, 3) for mark in marks)])
     bar.set_label("bytes per step and link, busier direction", fontsize=8)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 UNITS = (
-    "s", "seconds", "ms", "us", "bytes", "gib", "flops", "watts", "joules", "kwh", "kg", "nats", "usd", "hours", "days",
+    "s", "seconds", "ms", "us", "bytes", "gib", "flops", "watts", "joules", "kwh", "kg", "nats", "usd", "hours", "days", "inches",
     "fraction", "share", "ratio", "efficiency", "rate", "factor", "probability",
 )  # fmt: skip
 PER = re.compile(r"(?:^|_)(s|bytes|flops|usd|tokens|watts|kg)_per_[a-z]+(_[a-z]+)?$")
