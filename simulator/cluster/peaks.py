@@ -9,8 +9,8 @@ from simulator.spec.hardware import Device
 
 _PEAK_OF = {"mxfp8": "fp8"}
 _CONSTANTS_OF = {"fp16": "bf16", "tf32": "bf16", "fp32": "bf16", "fp64": "bf16", "mxfp8": "fp8"}
-"""fp16 runs the kernels of bf16. tf32, fp32 and fp64 are not in the measured tables: they take bf16's efficiencies of
-their own peaks. MXFP8 takes fp8's."""
+"""fp16 runs the kernels of bf16. tf32, fp32 and fp64 are not in the measured tables: without constants of their own they
+take bf16's efficiencies of their own peaks. MXFP8 takes fp8's."""
 
 
 def peak_flops_per_s(device: Device, dtype: str) -> float:
@@ -25,5 +25,7 @@ def peak_flops_per_s(device: Device, dtype: str) -> float:
 def constants_for(device: Device, family: str, dtype: str) -> Mapping[str, float]:
     """Constants of a kernel family ("gemm", "attention", "grouped_gemm") in a dtype, or those of bf16."""
     table = device.kernels.constants
-    own = f"{family}.{_CONSTANTS_OF.get(dtype, dtype)}"
-    return table[own] if own in table else table[f"{family}.bf16"]
+    for name in (dtype, _CONSTANTS_OF.get(dtype, dtype)):
+        if f"{family}.{name}" in table:
+            return table[f"{family}.{name}"]
+    return table[f"{family}.bf16"]

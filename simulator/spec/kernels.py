@@ -100,7 +100,8 @@ MEASURED_WATTS: Mapping[str, float] = {"ampere": 400.0, "hopper": 700.0, "blackw
 
 _EVIDENCE: Mapping[str, tuple[float, str]] = {
     "pascal": (0.70, "no matrix units; 70 % of the vector peak assumed"),
-    "volta": (0.70, "no table; 70 % assumed, below A100's measured 87 % (stas00/ml-engineering, MAMF)"),
+    "volta": (0.70, "70 % assumed: above the 83 of 125 TFLOP/s of cuBLAS 9 (Markidis 2018, arXiv 1803.04014, sec. 7), "
+              "below A100's measured 87 % (stas00/ml-engineering, MAMF)"),
     "ada": (0.70, "no table; 70 % assumed, below A100's measured 87 % (stas00/ml-engineering, MAMF)"),
     "cdna2": (0.50, "no table; 50 % assumed, next to MI300X's measured 51.4 % (stas00/ml-engineering, MAMF)"),
     "cdna3": (0.56, "best shape measured: MI300X 51.4 %, MI325X 60.4 % of peak (stas00/ml-engineering, MAMF)"),
@@ -111,6 +112,8 @@ _EVIDENCE: Mapping[str, tuple[float, str]] = {
     "cpu": (0.60, "no kernel table; 60 % of peak assumed, `shardwise calibrate` measures it"),
 }
 """Share of the matrix peak that large products reach, for generations without a calibration."""
+_SINGLE_PRECISION = 0.89
+"""The same for fp32 on vector units: cuBLAS SGEMM reaches 14 of V100's 15.7 TFLOP/s (Markidis 2018, sec. 7)."""
 
 
 def assumed_model(generation: str) -> KernelModel:
@@ -131,6 +134,7 @@ def assumed_model(generation: str) -> KernelModel:
     return KernelModel(
         constants={
             "gemm.bf16": gemm,
+            **({"gemm.fp32": {**gemm, "efficiency": _SINGLE_PRECISION}} if generation in ("pascal", "volta") else {}),
             "grouped_gemm.bf16": {**gemm, "latency_s": 1.0e-5, "ragged_tiles": 0.5},
             "attention.bf16": attention,
             "pointwise": {"memory_efficiency": 0.80, "latency_s": 3.0e-6},
