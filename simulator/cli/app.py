@@ -17,6 +17,7 @@ COMMANDS = {
     "project": "Days, device hours, dollars and energy of a training run, with failures.",
     "explore": "A local page to turn the dials.",
     "report": "One HTML file: tables, pictures, assumptions and sources.",
+    "timeline": "What each pipeline rank does in one step, as a table and a picture.",
     "trace": "One step as a file that Perfetto opens.",
     "sweep": "Every case of a file: grids and zips, in parallel, resumable.",
     "calibrate": "Measure this machine's kernels and collectives.",
