@@ -7,8 +7,9 @@ network's: one formula for one strategy or for an array of them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from simulator.arch.operations import (
     Pointwise,
     Work,
 )
+from simulator.cluster.attention import kernel_slowdown
 from simulator.cluster.device import (
     attention_time_s,
     gemm_time_s,
@@ -32,7 +34,6 @@ from simulator.cluster.device import (
     lookup_time_s,
     pointwise_time_s,
 )
-from simulator.cluster.attention import kernel_slowdown
 from simulator.cluster.dispatch import deduplicated_exchange_s
 from simulator.cluster.network import collective_time_s
 from simulator.cluster.peaks import constants_for
@@ -120,18 +121,43 @@ def _stack(works: Sequence[Any], *fields: str) -> dict[str, Any]:
     return {name: np.array(values, dtype=float) for name, values in columns.items()}
 
 
+_COLUMN = 2048
+"""Shapes from which on equal ones are looked for: columns of strategies repeat few of them."""
+
+
+def _distinct_shapes(fields: Mapping[str, Any], seconds: Callable[..., Any]) -> Any:
+    """Seconds of each shape, evaluated once per distinct shape."""
+    arrays = list(fields.values())
+    shape = arrays[0].shape
+    if arrays[0].size < _COLUMN:
+        return seconds(**fields)
+    flat = [np.ascontiguousarray(array).reshape(-1) for array in arrays]
+    code = np.zeros(flat[0].size, np.uint64)
+    for values in flat:
+        bits = values.view(np.uint64)
+        code = (code ^ (bits >> np.uint64(20))) * np.uint64(0x9E3779B97F4A7C15) + bits
+    _, first, place = np.unique(code, return_index=True, return_inverse=True)
+    place = place.reshape(-1)
+    if not all(np.array_equal(values[first][place], values) for values in flat):
+        return seconds(**fields)
+    few = seconds(**{name: values[first] for name, values in zip(fields, flat, strict=True)})
+    return np.asarray(few)[place].reshape(shape)
+
+
 def _evaluate(key: tuple[Any, ...], works: Sequence[Any], cluster: Cluster, groups: Mapping[str, Group]) -> Any:
     device = cluster.device
     kind = key[0]
     if kind is Gemm:
         f = _stack(works, "m", "n", "k", "batch", "repeat")
-        return gemm_time_s(device, key[1], f["m"], f["n"], f["k"], f["batch"]) * f["repeat"]
+        repeat = f.pop("repeat")
+        return _distinct_shapes(f, partial(gemm_time_s, device, key[1])) * repeat
     if kind is GroupedGemm:
-        return grouped_gemm_time_s(device, key[1], **_stack(works, "experts", "tokens", "n", "k", "imbalance"))
+        fields = _stack(works, "experts", "tokens", "n", "k", "imbalance")
+        return _distinct_shapes(fields, partial(grouped_gemm_time_s, device, key[1]))
     if kind is AttentionCore:
         fields = _stack(works, "batch", "heads", "kv_heads", "q_len", "kv_len", "head_dim", "value_head_dim")
-        seconds = attention_time_s(device, key[1], causal=key[2], window=key[3], backward=key[4], **fields)
-        return seconds * kernel_slowdown(device.generation, key[5])
+        timed = partial(attention_time_s, device, key[1], causal=key[2], window=key[3], backward=key[4])
+        return _distinct_shapes(fields, timed) * kernel_slowdown(device.generation, key[5])
     if kind is Pointwise:
         return pointwise_time_s(device, kernels=key[1], kernel=key[2], **_stack(works, "bytes", "flops"))
     if kind is Lookup:

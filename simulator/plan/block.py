@@ -113,6 +113,11 @@ class Block:
         edge = np.where(self.columns["pp"] * self.columns["vp"] > 1, self.boundary_bytes, 0.0)
         return np.asarray(states + buffer_bytes(edge, self.held.total, setting))
 
+    def least_bytes(self, zero: int) -> Floats:
+        """What the fullest rank holds whatever its activations [B]."""
+        allocated = self._state_bytes(zero).max(axis=0)
+        return np.asarray(allocated + sum(overhead_bytes(allocated, self.framework).values()))
+
     def _kept_bytes(self, recompute: str) -> tuple[Floats, Floats]:
         """Bytes that one micro-batch keeps, and the working set, by kind of rank."""
         memories = {name: _gathered_memory(self.layout.memories[recompute][name], self.place) for name in self.parts}

@@ -60,7 +60,9 @@ class Scores:
 class Layout:
     """Rows that share the way sequences are split and the places of their tensor, context and expert groups."""
 
-    def __init__(self, space: Space, question: Question, split: Mapping[str, Any], rows: Ints) -> None:
+    def __init__(
+        self, space: Space, question: Question, split: Mapping[str, Any], rows: Ints, *, timed: bool = True
+    ) -> None:
         self.space, self.question, self.rows = space, question, rows
         self.split = dict(split)
         self.chosen = {**split, **space.carried}
@@ -72,6 +74,14 @@ class Layout:
         self.pieces = pieces_of(question.model, question.run, degrees, question.framework)
         self.segments = _all_segments(self.pieces)
         self.recompute = tuple(space.options["recompute"])
+        self.dealt: dict[str, tuple[Dealing, Ints]] = {}
+        edge = boundary_bytes(question.model, self.pieces.shards, self.pieces.kernels, (1, self.pieces.layers))[0]
+        self.boundary_bytes = np.broadcast_to(np.asarray(edge, np.float64), (len(first),))
+        if timed:
+            self._time(unique)
+
+    def _time(self, unique: Columns) -> None:
+        question, degrees = self.question, strategy_of(unique, self.chosen)
         policies = [policy_of(strategy_of(unique, {**self.chosen, "recompute": kind})) for kind in self.recompute]
         times = segment_times_by_policy(
             self.segments.values(), policies, question.cluster, groups_of(question.cluster, degrees)
@@ -82,10 +92,27 @@ class Layout:
             kind: memories_of(self.segments.values(), policy)
             for kind, policy in zip(self.recompute, policies, strict=True)
         }
-        edge = boundary_bytes(question.model, self.pieces.shards, self.pieces.kernels, (1, self.pieces.layers))[0]
-        self.boundary_bytes = np.broadcast_to(np.asarray(edge, np.float64), (len(first),))
-        self.least_s = self._least_s(len(first))
-        self.dealt: dict[str, tuple[Dealing, Ints]] = {}
+        self.least_s = self._least_s(len(unique["tp"]))
+
+    def holdable(self, limit_bytes: float) -> Mask:
+        """Rows whose weights, gradients and optimizer fit under some ZeRO stage, whatever else they choose."""
+        result = np.ones(len(self.rows), np.bool_)
+        if any(mapping_of(schedule) != "looped" for schedule in self.space.options["schedule"]):
+            return result
+        for start in range(0, len(self.rows), _BLOCK):
+            part = np.arange(start, min(start + _BLOCK, len(self.rows)))
+            block = Block(self, "looped", part)
+            least = np.min([block.least_bytes(zero) for zero in self.space.options["zero"]], axis=0)
+            result[part] = least <= limit_bytes
+        return result
+
+    def choices(self, orders: Mapping[tuple[str, ...], Mask]) -> int:
+        """How many strategies the layout's rows stand for."""
+        base = self.rows % self.space.bases
+        count = np.sum(list(orders.values()), axis=0)
+        for name in ("recompute", "zero", "schedule"):
+            count = count * np.sum([mask[base] for mask in self.space.options[name].values()], axis=0)
+        return int(count.sum())
 
     def _least_s(self, distinct: int) -> Floats:
         """Seconds of each row if its work were spread evenly over all ranks, with the least recomputation."""
@@ -164,21 +191,30 @@ class Layout:
 
 
 def layouts(
-    space: Space, question: Question, rows: Ints
-) -> Iterator[tuple[Layout, dict[tuple[str, ...], Mask]]]:
-    """The layouts of some rows; placements that leave tensor, context and expert groups where they are share one."""
+    space: Space, question: Question, rows: Ints, limit_bytes: float
+) -> Iterator[tuple[Layout | None, dict[tuple[str, ...], Mask], int]]:
+    """The layouts of some rows, with the rows of each placement and how many strategies cannot even hold their state.
+
+    Placements that leave tensor, context and expert groups where they are share a layout.
+    """
     for split, mask in space.combinations(("sequence_parallel", "context_kind")):
         own = rows[mask[rows % space.bases]]
         orders = {order: allowed[own % space.bases] for order, allowed in space.options["order"].items()}
         while orders:
             first = next(iter(orders))
-            mine = own[orders[first]]
-            shared = {order: counted[orders[first]] for order, counted in orders.items()
-                      if not (counted & ~orders[first]).any()
+            among = orders[first]
+            shared = {order: counted for order, counted in orders.items() if not (counted & ~among).any()
                       and _same_places(space, question, own[counted], first, order)}  # fmt: skip
             orders = {order: counted for order, counted in orders.items() if order not in shared}
+            mine = own[among]
+            counted = {order: allowed[among] for order, allowed in shared.items()}
+            whole = {**split, "order": first}
             if mine.size:
-                yield Layout(space, question, {**split, "order": first}, mine), shared
+                bare = Layout(space, question, whole, mine, timed=False)
+                kept = bare.holdable(limit_bytes)
+                refused = bare.choices({order: allowed & ~kept for order, allowed in counted.items()})
+                few = {order: allowed[kept] for order, allowed in counted.items()}
+                yield Layout(space, question, whole, mine[kept]) if kept.any() else None, few, refused
 
 
 def _same_places(space: Space, question: Question, rows: Ints, one: tuple[str, ...], other: tuple[str, ...]) -> bool:

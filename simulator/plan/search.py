@@ -113,7 +113,10 @@ class _Search:
     def _score(self) -> None:
         limit_bytes = self.question.cluster.device.memory_bytes * (1.0 + SLACK)
         rows = self.space.rows()
-        for layout, orders in layouts(self.space, self.question, rows):
+        for layout, orders, refused in layouts(self.space, self.question, rows, limit_bytes):
+            self.unfit += refused
+            if layout is None:
+                continue
             blocks = 0
             for scores in layout.scores(orders, self.ceiling_s if self.cuts else _no_ceiling):
                 self.scored += len(scores.positions)
