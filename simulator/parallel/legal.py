@@ -10,6 +10,8 @@ from simulator.spec.run import CONVENTIONS, OPTIMIZERS, PRECISIONS, Run
 from simulator.spec.strategy import CONTEXT_KINDS, RECOMPUTE, RECOMPUTE_MODULES, SCHEDULES, Strategy
 
 DEGREES = ("tp", "pp", "dp", "cp", "ep", "etp", "vp", "micro_batch")
+MAX_TASKS = 1_000_000
+"""Forward, B and W of every stage and micro-batch in one simulated step: about 2 s and 400 MB of engine."""
 
 
 def check(model: ModelSpec, cluster: Cluster, run: Run, strategy: Strategy) -> None:
@@ -88,6 +90,14 @@ def _check_batch(run: Run, strategy: Strategy, complaints: Complaints) -> None:
             f"{run.global_batch % share}, not 0.",
             where="global_batch",
             hint=f"The nearest batch is {nearest}.",
+        )
+    tasks = 3 * strategy.stages * (run.global_batch // share)
+    if tasks > MAX_TASKS:
+        complaints.add(
+            f"3 phases * {strategy.stages} stages * {run.global_batch // share:,} micro-batches = {tasks:,} tasks, "
+            f"more than the {MAX_TASKS:,} that are simulated.",
+            where="global_batch",
+            hint="A larger micro_batch or dp makes fewer.",
         )
     if strategy.shard_group and strategy.dp % strategy.shard_group:
         complaints.add(f"shard_group({strategy.shard_group}) does not divide dp({strategy.dp}).", where="shard_group")
