@@ -159,7 +159,9 @@ def _probabilities(
     size = kernels.element_bytes
     wide = size if kernels.fused_softmax or kernels.compiled else 4.0
     scores = rows * (keys + int(spec.sinks))
-    output = Saved(name=f"{name}.softmax.output", bytes=scores * wide)
+    # In fp32: the gradients of its output and of its input, and the one of the probabilities that they came from.
+    beside = scores * (2 * wide + size) if wide > size else None
+    output = Saved(name=f"{name}.softmax.output", bytes=scores * wide, beside_bytes=beside)
     if kernels.dropout or wide == size:
         return (output,)
     return output, Saved(name=f"{name}.softmax.probabilities", bytes=scores * size)
