@@ -1,8 +1,8 @@
 # Everything starts from a fresh clone with python3 (3.11 or later) and make.
 
 PYTHON ?= python3
-# A plain index may give the CUDA build of torch; tests need only the CPU build. To name one:
-#   make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+# A plain index may give the CUDA build of torch; tests need only the CPU build. To name another, TORCH takes
+# any arguments of pip install: make test TORCH="torch==2.13.0 --index-url URL"
 TORCH ?= torch==2.13.0
 
 VENV := .venv
@@ -10,13 +10,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 STAMP := $(VENV)/stamp
 
-.PHONY: help run test lint bench validate validate-measured clean
+.PHONY: help run test test-web lint bench bench-web validate validate-measured clean
 
 help:
 	@echo "make run                estimate GPT-3 175B on 128 DGX A100 nodes (creates .venv on first use)"
-	@echo "make test               every test; installs what tests need, with the CPU build of torch"
+	@echo "make test               every test that needs no browser; installs what tests need, with the CPU build of torch"
+	@echo "make test-web           the explorer and the report in headless Chromium (Debian's package chromium)"
 	@echo "make lint               ruff and mypy --strict"
 	@echo "make bench              benchmarks, as ratios on this machine"
+	@echo "make bench-web          the explorer's first paint and updates in headless Chromium"
 	@echo "make validate           predictions beside published runs and kernel measurements"
 	@echo "make validate-measured  real torch training on this machine beside its prediction"
 	@echo "make clean              remove everything that the targets above made"
@@ -46,7 +48,10 @@ run: $(STAMP)-run
 		--micro-batch 1 --global-batch 1536 --recompute selective
 
 test: $(STAMP)-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not browser"
+
+test-web: $(STAMP)-test
+	$(BIN)/python -m pytest -m browser tests/web
 
 lint: $(STAMP)-lint
 	$(BIN)/ruff check .
@@ -54,6 +59,9 @@ lint: $(STAMP)-lint
 
 bench: $(STAMP)-run
 	$(BIN)/python benchmarks/run.py
+
+bench-web: $(STAMP)-test
+	$(BIN)/python benchmarks/explorer.py
 
 validate: $(STAMP)-run
 	$(BIN)/shardwise validate validation/runs/*.csv --out validation

@@ -36,6 +36,8 @@ from simulator.spec.model import ModelSpec
 from simulator.spec.run import Framework, Run
 from simulator.spec.strategy import FREE_RUNNING, Strategy
 
+PAIRED_AXES = ("tp", "cp", "ep", "etp")
+"""Axes whose communication a paired chunk's compute can hide."""
 LARGEST_FACTOR = 1e6
 """Upper end of an interval without any residuals to read it off: JSON has no infinity."""
 
@@ -163,7 +165,7 @@ def durations_of(costs: Sequence[StageCost], setting: Setting) -> Durations:
 
 
 def _communication_s(parts: Mapping[str, Number]) -> float:
-    return float(sum(parts.get(axis, 0.0) for axis in ("tp", "cp", "ep", "etp")))
+    return float(sum(parts.get(axis, 0.0) for axis in PAIRED_AXES))
 
 
 def rank_stages(order: Order, rank: int) -> list[int]:
@@ -299,6 +301,7 @@ def time_of(lowered: Lowered, strategy: Strategy) -> TimeParts:
         for phase in (cost.forward, cost.input_grad, cost.weight_grad, cost.recompute):
             for name, seconds in phase.hidden.items():
                 hidden[name] += times * float(seconds)
+    _hide_paired(parts, hidden, float(lowered.timeline.busy_s[rank]))
     tail = lowered.ends[rank]
     parts["dp"] += float(tail.reduce_s + tail.gather_s)
     parts["optimizer"] += float(tail.optimizer_s)
@@ -307,6 +310,21 @@ def time_of(lowered: Lowered, strategy: Strategy) -> TimeParts:
     parts["host"] += min(idle, lowered.host_wait_s) if strategy.pp > 1 else idle
     parts["bubble"] += max(idle - lowered.host_wait_s, 0.0) if strategy.pp > 1 else 0.0
     return TimeParts(parts=_merged(parts), hidden=_merged(hidden))
+
+
+def _hide_paired(parts: dict[str, float], hidden: dict[str, float], busy_s: float) -> None:
+    """Move communication that a paired forward and backward hid behind each other from `parts` to `hidden`.
+
+    A rank is busy for less than its work adds up to where DualPipe or batch overlap pairs two chunks.
+    """
+    overlapped_s = sum(parts.values()) - busy_s
+    exposed_s = sum(parts.get(axis, 0.0) for axis in PAIRED_AXES)
+    if overlapped_s <= 1e-9 * busy_s or not exposed_s:
+        return
+    share = min(overlapped_s / exposed_s, 1.0)
+    for axis in PAIRED_AXES:
+        hidden[axis] += share * parts[axis]
+        parts[axis] -= share * parts[axis]
 
 
 def _merged(parts: Mapping[str, float]) -> dict[str, float]:
