@@ -47,8 +47,9 @@ def embedding(model: ModelSpec, *, shard: Shard, kernels: Kernels) -> list[Opera
         )
     ]
     if spec.width != width:
+        saves = _narrow("embedding", shard.tokens, spec.width, kernels)
         operations.append(linear("embedding.project", tokens=shard.tokens, inputs=spec.width, outputs=width,
-                                 kernels=kernels, saves=_narrow("embedding", shard.tokens, spec.width, kernels)))  # fmt: skip
+                                 kernels=kernels, saves=saves))  # fmt: skip
     after = not model.stacks[0].final_norm
     if spec.norm:
         operations.append(_norm("embedding.norm", model, shard.split_tokens, width, kernels, output_saved=after))
@@ -160,6 +161,9 @@ def cross_entropy(logits: Number, tokens: Number, shard: Shard, kernels: Kernels
     written in tensor operations over the whole vocabulary also holds the logits and their cast. Three small
     all-reduces over tp carry the row maxima, target logits and sums of a vocabulary-parallel loss.
 
+    A compiler keeps the logits in the activations' dtype instead and computes the softmax again inside the kernel of
+    its gradient (XLA and TorchInductor fuse casts and pointwise chains into their consumers).
+
     Beside the softmax stand the gradient in the logits' dtype (the softmax itself is turned into it), unfused the
     logits and their cast in forward; a loss over the whole vocabulary makes the gradients of negative log-likelihood
     and of log-softmax, each in the loss's dtype (torch.nn.functional.cross_entropy).
@@ -179,7 +183,8 @@ def cross_entropy(logits: Number, tokens: Number, shard: Shard, kernels: Kernels
         forward=(Pointwise(bytes=logits * forward, flops=logits * 5, kernels=2 if fused else 8,
                            kernel="cross_entropy"), *row),
         input_grad=(Pointwise(bytes=logits * backward, kernels=1 if fused else 3, kernel="cross_entropy_grad"),),
-        saves=(Saved(name="loss.softmax", bytes=logits * wide, beside_bytes=logits * beside),
+        saves=(Saved(name="loss.softmax", bytes=logits * (size if kernels.compiled else wide),
+                     beside_bytes=logits * beside),
                *((Saved(name="loss.logits", bytes=logits * held, beside_bytes=0.0),) if held else ()),
                Saved(name="loss.targets", bytes=tokens * 8.0, statistic=True)),
     )

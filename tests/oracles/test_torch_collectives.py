@@ -118,7 +118,8 @@ def zero3_totals(model: ModelSpec, ranks: int, precision: str, *, reshard: bool,
     stage = only_stage(model, strategy, precision)
     run = Run(global_batch=strategy.dp, precision=precision)
     sync = synchronisation(held_parameters((stage,)), run, strategy, FRAMEWORK)
-    found = [("forward", work) for work in sync.forward] + [("backward", work) for work in (*sync.backward, *sync.reduce)]
+    found = [("forward", work) for work in sync.forward]
+    found += [("backward", work) for work in (*sync.backward, *sync.reduce)]
     result: Totals = {}
     for phase, work in found:
         group = ranks if work.axis == "shard" else replicas

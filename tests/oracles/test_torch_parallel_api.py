@@ -74,7 +74,8 @@ def llama_layers() -> Any:
 
 def split_layers(model: Any, mesh: Any, *, sequence: bool) -> None:
     """torch's tensor-parallel plan of a Llama layer; inputs are gathered once for q, k, v and for gate, up."""
-    from torch.distributed.tensor import Replicate, Shard as Part
+    from torch.distributed.tensor import Replicate
+    from torch.distributed.tensor import Shard as Part
     from torch.distributed.tensor.parallel import (
         ColwiseParallel,
         PrepareModuleInput,

@@ -8,6 +8,7 @@ import pytest
 
 from simulator.parallel.lower import lower
 from simulator.schedule.make import make_order
+from simulator.schedule.order import BACKWARD, FORWARD, INPUT_GRAD
 from simulator.spec.run import Framework, Run
 from simulator.spec.strategy import Strategy
 from tests.support import gpt
@@ -48,7 +49,8 @@ def torch_sends(name: str, rank: int, monkeypatch: pytest.MonkeyPatch) -> list[t
             grad = torch.zeros(1, TOKENS, WIDTH)
             stages.append(
                 PipelineStage(
-                    nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU()), index, RANKS * virtual, torch.device("cpu"), input_args=(x,),
+                    nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU()), index, RANKS * virtual, torch.device("cpu"),
+                    input_args=(x,),
                     output_args=(x,), input_grads=(grad,), output_grads=(grad,),
                 )
             )  # fmt: skip
@@ -78,16 +80,16 @@ def our_sends(name: str, rank: int) -> tuple[int, float]:
     virtual = SCHEDULES[name][1]
     stages = RANKS * virtual
     order = make_order(name, pp=RANKS, micro_batches=MICRO_BATCHES, vp=virtual)
-    holder = {stage: r for r in range(RANKS) for stage in owned(name, r, virtual)}
     count = 0
-    for stage in owned(name, rank, virtual):
-        for neighbour in (stage + 1, stage - 1):
-            if 0 <= neighbour < stages and holder[neighbour] != rank:
-                count += MICRO_BATCHES
-    assert order is not None
+    for task in range(order.rank_start[rank], order.rank_start[rank + 1]):
+        forward, slot = order.kind[task] == FORWARD, order.slot[task]
+        neighbour = order.following[slot] if forward else order.previous[slot]
+        sends = order.kind[task] in {FORWARD, INPUT_GRAD, BACKWARD}
+        count += int(sends and neighbour >= 0 and order.slot_rank[neighbour] != rank)
     model = gpt(WIDTH, stages, 4, vocab=128, seq_len=TOKENS)
     run = Run(global_batch=MICRO_BATCHES, precision="fp32")
-    program = lower(model, run, Strategy(pp=RANKS, vp=virtual, micro_batch=1), Framework(name="plain", vocab_multiple=1))
+    plain = Framework(name="plain", vocab_multiple=1)
+    program = lower(model, run, Strategy(pp=RANKS, vp=virtual), plain)
     return count, float(program.stages[0].boundary_bytes)
 
 

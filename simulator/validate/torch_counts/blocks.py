@@ -100,7 +100,7 @@ class Linear(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head, grouped-query, latent, windowed or cross attention from the norm's output to the output projection."""
+    """Multi-head, grouped-query, latent, windowed or cross attention, from the norm's output to the output layer."""
 
     def __init__(self, spec: AttentionSpec, setting: Setting, *, cross: bool = False) -> None:
         super().__init__()
@@ -138,14 +138,14 @@ class Attention(nn.Module):
         return self.setting.recomputed("attention", self._run, x, memory, bias, tables)
 
     def _run(self, x: Tensor, memory: Tensor | None, bias: Tensor | None, tables: Any) -> Tensor:
-        release: Callable[[Tensor], Tensor] = lambda read: read
         if self.spec.latent:
             heads, release = self._latent_heads(x, tables)
-        else:
-            heads = self._heads(x, memory, tables)
+            return self.out(release(self._context(heads, bias, tables)).flatten(2))
+        return self.out(self._context(self._heads(x, memory, tables), bias, tables).flatten(2))
+
+    def _context(self, heads: tuple[Tensor, Tensor, Tensor], bias: Tensor | None, tables: Any) -> Any:
         mask = tables.mask(self.spec, heads[0].shape[1], heads[1].shape[1])
-        context = release(self.setting.recomputed("core_attn", self._core, *heads, bias, mask))
-        return self.out(context.flatten(2))
+        return self.setting.recomputed("core_attn", self._core, *heads, bias, mask)
 
     def _heads(self, x: Tensor, memory: Tensor | None, tables: Any) -> tuple[Tensor, Tensor, Tensor]:
         if self.cross:
@@ -225,7 +225,7 @@ def activated(x: Tensor, spec: Any, kernels: Kernels) -> Tensor:
 
 
 class Lstm(nn.Module):
-    """Four gates over [input, state]; the input half is one product over all tokens. No biases (Shazeer 2017 App. C)."""
+    """Four gates over [input, state]; the input half is one product over all tokens. No biases (Shazeer 2017)."""
 
     def __init__(self, spec: LstmSpec, setting: Setting) -> None:
         super().__init__()

@@ -84,8 +84,7 @@ def _group(q: Tensor, k: Tensor) -> Tensor:
     """[b, s, heads, d] -> [b, kv_heads, group * s, d]: the queries of a group share their keys without copying them."""
     batch, tokens, heads, dim = q.shape
     kv_heads = k.shape[2]
-    grouped = q.transpose(1, 2).reshape(batch, kv_heads, heads // kv_heads * tokens, dim)
-    return grouped
+    return q.transpose(1, 2).reshape(batch, kv_heads, heads // kv_heads * tokens, dim)
 
 
 def _ungroup(x: Tensor, q: Tensor) -> Tensor:

@@ -114,8 +114,10 @@ class SplitGpt(nn.Module):
 
     def __init__(self, model: ModelSpec, split: Split, *, layers: int) -> None:
         super().__init__()
-        spec, width, ranks = model.stacks[0].layer(0), model.hidden, split.ranks
-        self.spec, self.split = spec, split
+        width, ranks, self.split = model.hidden, split.ranks, split
+        spec = model.stacks[0].layer(0)
+        if spec.attention is None or spec.feed_forward is None:
+            raise ValueError(model.name)
         self.tokens = parameter(model.embedding.vocab // ranks, width)
         heads, dim = spec.attention.heads // ranks, spec.attention.head_dim
         self.heads = heads
