@@ -90,4 +90,5 @@ def _loads(axes: Sequence[AxisSurvey]) -> Any:
     ]  # fmt: skip
     size = format_bytes(axes[0].size_bytes)
     columns = ("axis", "collective", "link", "bytes over it", "groups", "drains in")
-    return table(f"What {size} per rank put on the links (rings; trees and reduction in switches send less)", columns, rows)
+    title = f"What {size} per rank put on the links (rings; trees and reduction in switches send less)"
+    return table(title, columns, rows)
