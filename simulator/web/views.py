@@ -55,13 +55,18 @@ def catalogue_view() -> dict[str, Any]:
 
 
 def estimate_view(body: State) -> dict[str, Any]:
-    """The document, pictures and dial stops of body["state"], drawn body["width"] pixels wide (the timeline "wide")."""
+    """The document, pictures and dial stops of body["state"], drawn body["width"] pixels wide ("wide" across the page)."""
     case, answer = _answer(body.get("state"))
     width = _width(body.get("width"))
-    scenes = (
+    scenes = [
         waterfall_scene(answer, width), memory_scene(answer, width), timeline_scene(answer, _width(body.get("wide"))),
         topology_scene(case.cluster, case.strategy, answer, width),
-    )  # fmt: skip
+    ]  # fmt: skip
+    planned = [point for point, _ in _planned(body.get("planned"))]
+    if planned:
+        # The plan's points stand still while this strategy moves among them; the neighbours follow later.
+        points = [_current(answer), *planned]
+        scenes.append(scatter_scene(points, answer.device_memory_bytes, _width(body.get("wide"))))
     return {
         "document": document(answer, nodes=case.cluster.nodes, said=case.said),
         "pictures": [scene_json(scene) for scene in scenes],
@@ -78,8 +83,7 @@ def scatter_view(body: State) -> dict[str, Any]:
     """
     case, answer = _answer(body.get("state"))
     state: State = body["state"]
-    points = [Point(label="this strategy", kind="current", step_time_s=answer.step_time_s,
-                    peak_bytes=answer.peak_memory_bytes)]  # fmt: skip
+    points = [_current(answer)]
     changes: dict[str, dict[str, Any]] = {}
     for change in _neighbours(case):
         try:
@@ -97,6 +101,11 @@ def scatter_view(body: State) -> dict[str, Any]:
         points.append(point)
     scene = scatter_scene(points, answer.device_memory_bytes, _width(body.get("width")))
     return {"picture": scene_json(scene), "points": changes, "nearby": _nearby(points, answer)}
+
+
+def _current(answer: Estimate) -> Point:
+    return Point(label="this strategy", kind="current", step_time_s=answer.step_time_s,
+                 peak_bytes=answer.peak_memory_bytes)  # fmt: skip
 
 
 def _nearby(points: list[Point], answer: Estimate) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ async function refresh() {
   asking = true;
   const began = movedAt || performance.now();
   const asked = JSON.stringify(state);
-  const { ok, answer: found } = await ask("api/estimate", { state, width: width("picture-waterfall"), wide: width("picture-timeline") });
+  const { ok, answer: found } = await ask("api/estimate", { state, width: width("picture-waterfall"), wide: width("picture-timeline"), planned });
   if (ok) {
     answer = found;
     dials.show(state, found.dials, found.now);
