@@ -108,7 +108,7 @@ def run_costed(costed: Costed) -> Lowered:
     host_wait_s = 0.0
     if np.any(durations.forward_host_s):
         free = replace(durations, forward_host_s=0.0, input_grad_host_s=0.0, weight_grad_host_s=0.0)
-        host_wait_s = timeline.makespan_s - simulate(order, free, transfers).makespan_s
+        host_wait_s = max(timeline.makespan_s - simulate(order, free, transfers).makespan_s, 0.0)
     ends = _ends(program, costs, order, setting)
     return Lowered(program=program, costs=costs, order=order, timeline=timeline, ends=ends, setting=setting,
                    host_wait_s=host_wait_s)  # fmt: skip
@@ -306,7 +306,7 @@ def time_of(lowered: Lowered, strategy: Strategy) -> TimeParts:
     parts["dp"] += float(tail.reduce_s + tail.gather_s)
     parts["optimizer"] += float(tail.optimizer_s)
     hidden["dp"] += float(tail.hidden_s)
-    idle = max(finish) - sum(parts.values())
+    idle = max(max(finish) - sum(parts.values()), 0.0)
     parts["host"] += min(idle, lowered.host_wait_s) if strategy.pp > 1 else idle
     parts["bubble"] += max(idle - lowered.host_wait_s, 0.0) if strategy.pp > 1 else 0.0
     return TimeParts(parts=_merged(parts), hidden=_merged(hidden))
