@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from simulator import catalog
+from simulator.cluster.members import as_slowest
 from simulator.errors import Infeasible, InputError, Problem, did_you_mean
 from simulator.plan.limits import Limits
 from simulator.plan.result import Plan, Planned, Proof, binds, why_lost
@@ -42,6 +43,8 @@ def plan(
     {"tp": 8}, `allow` {"schedule": ("1f1b", "zbv")}, `within` {"tp": (1, 8)}, `forbid` {"recompute": ("full",)} narrow
     the space. With a time limit [s] the best so far, with its gap.
 
+    Clusters of unequal nodes are planned for at their slowest members, which the notes name.
+
     Raises InputError for bad limits, Infeasible when nothing is legal or nothing fits, with the reasons counted.
     """
     started = time.monotonic()
@@ -52,6 +55,7 @@ def plan(
         raise InputError([Problem(f"limit({limit}) must be at least 1.", "limit")])
     software = framework if framework is not None else catalog.load_framework(run.framework)
     run = replace(run, seq_len=run.seq_len or model.seq_len)
+    cluster, unequal = as_slowest(cluster, run.precision)
     limits = Limits(fix=fix or {}, allow=allow or {}, within=within or {}, forbid=forbid or {})
     question = Question(model=model, cluster=cluster, run=run, framework=software)
     space = build_space(model, cluster, run, software, limits)
@@ -64,7 +68,7 @@ def plan(
                   bounded=space.legal, scored=searched.scored, refined=searched.refined, engine_runs=searched.engine_runs, gap=searched.gap)  # fmt: skip
     return Plan(model=model.name, cluster=cluster.name, devices=cluster.devices, objective=objective,
                 entries=_entries(searched.found), proof=proof, rejected=dict(_by_count(rejected)),
-                wall_s=time.monotonic() - started)  # fmt: skip
+                notes=unequal, wall_s=time.monotonic() - started)  # fmt: skip
 
 
 def _by_count(rejected: Mapping[str, int]) -> list[tuple[str, int]]:

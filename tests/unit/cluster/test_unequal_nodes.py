@@ -13,6 +13,7 @@ from simulator.catalog import load_cluster, load_device, load_model
 from simulator.cli.app import app
 from simulator.cluster.members import as_slowest
 from simulator.estimate import estimate
+from simulator.plan.planner import plan
 from simulator.spec.hardware import Cluster
 from simulator.spec.run import Run
 from simulator.spec.strategy import Strategy
@@ -105,3 +106,11 @@ def test_a_rank_file_decides_what_a_step_costs(tmp_path: Path) -> None:
     dealt.write_text("0\n1\n")
     done = CliRunner().invoke(app, [*common, "--rank-file", str(dealt)])
     assert done.exit_code != 0
+
+
+def test_a_plan_is_for_the_slowest_members_too() -> None:
+    """The best split of a mixed cluster is estimated as the same split is when it is given."""
+    unequal = mixed("a100-sxm-80gb", link_bytes_per_s=300e9)
+    found = plan(MODEL, unequal, RUN, limit=1, allow={"tp": (4, 8), "pp": (1, 2)}, fix={"zero": 1})
+    assert any("waits for node 2" in note for note in found.notes)
+    assert found[0].estimate.step_time_s == estimate(MODEL, unequal, RUN, found[0].strategy).step_time_s
