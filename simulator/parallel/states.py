@@ -76,11 +76,14 @@ def parameter_bytes(run: Run) -> float:
     return 4.0 if run.precision in ("fp32", "tf32") else 2.0
 
 
-def low_precision_copy_bytes(run: Run) -> float:
+def low_precision_copy_bytes(run: Run, framework: Framework) -> float:
     """Bytes per parameter of a layer's quantised weight and its transpose, kept beside the 16-bit one [B].
 
-    TransformerEngine keeps both over all micro-batches of a step (module/linear.py get_weight_workspace).
+    TransformerEngine keeps both over all micro-batches of a step (module/linear.py get_weight_workspace); compilers
+    quantise where the weight is read (torchao float8, XLA).
     """
+    if framework.compiled:
+        return 0.0
     return {"fp8": 2.0, "mxfp8": 2.0 + 2.0 / 32.0, "nvfp4": 1.0 + 2.0 / 16.0}.get(run.precision, 0.0)
 
 
@@ -123,7 +126,7 @@ def state_bytes(held: HeldParameters, run: Run, strategy: Strategy, framework: F
     def part(each_bytes: float, stage: int) -> Number:
         return each_bytes * (sharded if strategy.zero >= stage else held.total)
 
-    copy_bytes = low_precision_copy_bytes(run)
+    copy_bytes = low_precision_copy_bytes(run, framework)
     result = {
         "weights": part(stored_bytes(run, framework), 3),
         "gradients": part(gradient_bytes(run, framework), 2),
