@@ -121,7 +121,9 @@ def _section(
         return {}
     found: dict[str, Any] = {}
     for name, value in raw.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and not value:
+            complaints.add(f"{prefix}{name}: an empty table.", where=document.where((*place, name)))
+        elif isinstance(value, dict):
             found |= _section(document, value, (*place, name), complaints, f"{prefix}{name}.")
         else:
             found[f"{prefix}{name}"] = value
@@ -177,6 +179,9 @@ def _value(document: Document, place: tuple[str | int, ...], value: Any, complai
     name, where = str(place[-1]), _where(document, place)
     try:
         text = json.dumps(value, allow_nan=False)
+        if "." in name and not _plain(value):
+            complaints.add(f"{name}: a table cannot be the value of an axis.", where=where, hint="Name its fields.")
+            return value
         if "." in name:
             return value
         # JSON mode reads a list as the tuple that a field holds, and is strict about everything else.
@@ -192,6 +197,11 @@ def _value(document: Document, place: tuple[str | int, ...], value: Any, complai
     else:
         return list(checked_value) if isinstance(checked_value, tuple) else checked_value
     return value
+
+
+def _plain(value: Any) -> bool:
+    """A number, text or truth, or lists of them."""
+    return all(map(_plain, value)) if isinstance(value, list) else not isinstance(value, dict)
 
 
 def _where(document: Document, place: tuple[str | int, ...]) -> str:

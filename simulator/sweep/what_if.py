@@ -95,7 +95,7 @@ def _set(table: dict[str, Any], path: str, value: Any, what: str) -> None:
         raise InputError([f"{what}: {path}: {last} is no field of a {type(at).__name__}."])
     factor = _TIMES.fullmatch(value) if isinstance(value, str) else None
     if factor is None:
-        at[last] = value
+        at[last] = _thawed(value)
     elif last not in at:
         raise InputError([f"{what}: {path}: has no value to multiply by {factor.group(1)}."])
     else:
@@ -135,4 +135,12 @@ def changes_of(point: Mapping[str, Any], kind: str) -> Changes:
     """The fields that a point replaces in one kind of file."""
     prefix = f"{kind}."
     found = [(name.removeprefix(prefix), value) for name, value in point.items() if name.startswith(prefix)]
-    return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in found)
+    return tuple((name, _frozen(value)) for name, value in found)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def _thawed(value: Any) -> Any:
+    return list(map(_thawed, value)) if isinstance(value, tuple) else value

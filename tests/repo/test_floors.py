@@ -17,7 +17,7 @@ FLOORS = {
     4: ("parallel",),
     5: ("schedule",),
     6: ("provenance", "result", "intervals", "count", "check", "estimate", "explain"),
-    7: ("plan", "sweep", "validate", "calibrate", "measure", "compare", "project"),
+    7: ("plan", "sweep", "validate", "calibrate", "measure", "compare", "project", "serving", "fleet"),
     8: ("io", "report", "web"),
     9: ("cli", "__main__"),
 }
