@@ -46,6 +46,8 @@ def calibrate(*, quick: bool = False, ranks: int = 4, dtypes: tuple[str, ...] = 
         "load_before": load,
         "load_after": os.getloadavg()[0],
         "spread_fraction": fitted.spread_fraction,
+        "reference_s": {name: statistics.median(turn[name] for turn in timed["references"])
+                        for name in ("product", "memory")},
     }
     return document(fitted, network, machine, dtypes)
 

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from simulator.calibrate.reference import Reference
+
 KINDS = ("all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast", "send")
 CALLS_S = 0.08
 """Elapsed time of one timing, so that a few collectives are averaged."""
@@ -60,19 +62,6 @@ def time_collective(kind: str, size_bytes: int, ranks: int, group: Any) -> tuple
     return (time.perf_counter() - wall) / count, (time.process_time() - cpu) / count
 
 
-def reference_s() -> dict[str, float]:
-    """Processor seconds of two reference kernels: a product that fits a cache, and a sum that does not."""
-    a, b = torch.ones(512, 512), torch.ones(512, 512)
-    x, y = torch.ones(4_000_000), torch.ones(4_000_000)
-    start = time.process_time()
-    for _ in range(30):
-        torch.mm(a, b)
-    middle = time.process_time()
-    for _ in range(10):
-        torch.add(x, y, out=x)
-    return {"product": middle - start, "memory": time.process_time() - middle}
-
-
 def main() -> None:
     """Collectives on 2, 4, ... ranks, then the reference kernels on 1, 2, ... ranks at once."""
     folder, rank, ranks = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -81,6 +70,7 @@ def main() -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
     times: dict[str, Any] = {}
     sharing: dict[str, Any] = {}
+    reference = Reference()
     counts = [count for count in (2, 4, 8, 16) if count <= ranks]
     groups = {count: dist.new_group(list(range(count))) for count in counts}
     for turn in range(task["rounds"]):
@@ -93,7 +83,7 @@ def main() -> None:
             dist.barrier()
         for count in (1, *counts):
             if rank < count:
-                sharing.setdefault(str(count), []).append(reference_s())
+                sharing.setdefault(str(count), []).append(reference.seconds())
             dist.barrier()
         del turn
     dist.destroy_process_group()

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from simulator.calibrate.kernels import Bench, benches
+from simulator.calibrate.reference import Reference
 
 RESIDENT_ELEMENTS = 12e6
-"""Elements of the copies that a cold pass runs over: beyond the last-level cache of usual processors."""
-COPIES = 8
+"""Elements of the copies that one pass runs over: beyond the last-level cache of usual processors."""
+COPIES = 32
 SLICE_S = 0.012
 """Processor time of one timing: a thousand times the clock's grain."""
 
@@ -24,43 +25,37 @@ SLICE_S = 0.012
 def time_bench(bench: Bench) -> tuple[float, float | None]:
     """(forward, backward) seconds of one call.
 
-    A step's forward finds its input in the cache, where the kernel before left it, and its backward does not: forward
-    repeats on one copy, backward runs over many.
+    A training step writes every output to memory that no cache holds, because it keeps them for the backward: calls
+    run over copies whose outputs live until the pass ends.
     """
     first = bench.make()
-    forward = _forward_s(bench, first)
-    if bench.backward is None:
-        return forward, None
     size = sum(tensor.numel() for tensor in first)
-    copies = [first, *(bench.make() for _ in range(int(min(max(RESIDENT_ELEMENTS / size, 1), COPIES)) - 1))]
-    return forward, _backward_s(bench, copies)
+    copies = [first, *(bench.make() for _ in range(int(min(max(RESIDENT_ELEMENTS / size, 2), COPIES)) - 1))]
+    forward, backward, count = 0.0, 0.0, 0
+    warm = False
+    while not warm or count == 0 or (forward + backward < SLICE_S and count < 2000):
+        there, back = _pass(bench, copies)
+        if warm:
+            forward, backward, count = forward + there, backward + back, count + len(copies)
+        warm = True
+    return forward / count, backward / count if bench.backward is not None else None
 
 
-def _forward_s(bench: Bench, inputs: list[Tensor]) -> float:
-    bench.run(*inputs)
+def _pass(bench: Bench, copies: list[list[Tensor]]) -> tuple[float, float]:
+    """Seconds of one forward pass over the copies, and of one backward pass where there is one."""
     start = time.process_time()
-    bench.run(*inputs)
-    once = max(time.process_time() - start, 1e-6)
-    count = min(max(int(SLICE_S / once), 2), 2000)
+    outputs = [bench.run(*inputs) for inputs in copies]
+    forward = time.process_time() - start
+    if bench.backward is None:
+        return forward, 0.0
+    gradients = [torch.ones_like(output) for output in outputs]
     start = time.process_time()
-    for _ in range(count):
-        bench.run(*inputs)
-    return (time.process_time() - start) / count
-
-
-def _backward_s(bench: Bench, copies: list[list[Tensor]]) -> float:
-    spent, count = 0.0, 0
-    while count == 0 or (spent < SLICE_S and count < 2000):
-        outputs = [bench.run(*inputs) for inputs in copies]
-        gradients = [torch.ones_like(output) for output in outputs]
-        start = time.process_time()
-        torch.autograd.backward(outputs, gradients)
-        spent += time.process_time() - start
-        count += len(copies)
-        for inputs in copies:
-            for tensor in inputs:
-                tensor.grad = None
-    return spent / count
+    torch.autograd.backward(outputs, gradients)
+    backward = time.process_time() - start
+    for inputs in copies:
+        for tensor in inputs:
+            tensor.grad = None
+    return forward, backward
 
 
 def main() -> None:
@@ -74,10 +69,13 @@ def main() -> None:
     order = list(range(len(found)))
     seconds: list[list[tuple[float, float | None]]] = [[] for _ in found]
     rounds = 0
+    reference, references = Reference(), []
     while rounds < 2 or (rounds < task["rounds"] and time.monotonic() - begun < task["budget_s"] * rounds / (rounds + 1)):
         random.Random(rounds).shuffle(order)
         for index in order:
             seconds[index].append(time_bench(found[index]))
+            if index % 4 == 0:
+                references.append(reference.seconds())
         rounds += 1
     rows = [
         {"charged": charged, "seconds": [pair[place] for pair in timed]}
@@ -85,7 +83,7 @@ def main() -> None:
         for place, charged in enumerate((bench.forward, bench.backward))
         if charged is not None
     ]
-    (folder / f"{rank}.json").write_text(json.dumps({"rows": rows, "rounds": rounds}), encoding="utf-8")
+    (folder / f"{rank}.json").write_text(json.dumps({"rows": rows, "rounds": rounds, "references": references}), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ class Prediction:
     """One case. `cpu_s` is summed over ranks; `one_rate_cpu_s` is FLOPs over the best product's rate, for comparison."""
 
     cpu_s: float
+    matrix_cpu_s: float
+    """The part of `cpu_s` that matrix products and attention take; the rest moves bytes."""
     wall_s: float
     one_rate_cpu_s: float
     peak_memory_bytes: float
@@ -36,6 +38,7 @@ def predict(case: Case, machine: Path) -> Prediction:
     flops = executed_flops_per_step(spent, case.strategy)
     return Prediction(
         cpu_s=cpu_seconds(spent, case),
+        matrix_cpu_s=matrix_cpu_seconds(spent, case),
         wall_s=time_of(elapsed, case.strategy).total_s,
         one_rate_cpu_s=flops / device.peak_flops_per_s[case.run.precision],
         peak_memory_bytes=sum(memory_of(spent).parts.values()),
@@ -70,3 +73,17 @@ def cpu_seconds(lowered: Lowered, case: Case) -> float:
 def _stage_s(cost: StageCost) -> float:
     phases = (cost.forward, cost.input_grad, cost.weight_grad, cost.recompute)
     return float(sum(sum(phase.parts.values()) + sum(phase.hidden.values()) for phase in phases))
+
+
+def matrix_cpu_seconds(lowered: Lowered, case: Case) -> float:
+    """The part of `cpu_seconds` that matrix products and attention take [s]."""
+    strategy = case.strategy
+    held = [stage for rank in range(strategy.pp) for stage in rank_stages(lowered.order, rank)]
+    total = sum(
+        float(phase.parts.get(kind, 0.0))
+        for stage in held
+        for phase in (lowered.costs[stage].forward, lowered.costs[stage].input_grad, lowered.costs[stage].weight_grad)
+        for kind in ("gemm", "grouped_gemm", "attention")
+    )
+    again = sum(float(sum(lowered.costs[stage].recompute.parts.values())) for stage in held)
+    return (total + again) * lowered.program.micro_batches * strategy.tp * strategy.cp * strategy.dp

@@ -20,7 +20,7 @@ def measure(suite: str, *, rounds: int = 7, progress: Callable[[str], None] | No
         names = [case.name for case in cases if case.strategy.devices == ranks]
         if progress:
             progress(f"{len(names)} cases on {ranks} ranks")
-        task = {"suite": suite, "names": names, "rounds": rounds, "steps": 1}
+        task = {"suite": suite, "names": names, "rounds": rounds}
         answers = run_ranks("simulator.measure.worker", task, ranks, timeout_s=TIMEOUT_S)
         load = max(os.getloadavg()[0] - ranks, 0.0)
         peaks = answers[0].get("peaks", {})

@@ -12,6 +12,7 @@ from typing import Any
 from simulator.measure.predict import Prediction, predict
 from simulator.measure.suite import Case, suite_of
 from simulator.measure.table import Measured
+from simulator.spec.reading import read_document
 from simulator.validate.metrics import kendall_tau
 
 OVERHEAD_S, OVERHEAD_TOKENS = 0.1, 128
@@ -26,11 +27,25 @@ class Scored:
     case: Case
     measured: Measured
     predicted: Prediction
+    product_drift: float
+    memory_drift: float
+    """Time of the reference kernels beside the steps over that beside the calibration."""
 
     @property
     def error(self) -> float:
         """Signed relative error of the processor seconds."""
         return self.predicted.cpu_s / self.measured.cpu_s - 1.0
+
+    @property
+    def drifted_cpu_s(self) -> float:
+        """The prediction at the speed that the reference kernels had beside the measured steps [s]."""
+        matrix = self.predicted.matrix_cpu_s
+        return matrix * self.product_drift + (self.predicted.cpu_s - matrix) * self.memory_drift
+
+    @property
+    def drifted_error(self) -> float:
+        """Signed relative error at that speed."""
+        return self.drifted_cpu_s / self.measured.cpu_s - 1.0
 
     @property
     def one_rate_error(self) -> float:
@@ -50,7 +65,9 @@ def score(rows: Iterable[Measured], machine: Path) -> list[Scored]:
     """Predict every measured case on a machine file."""
     known = {(row.suite, row.case): row for row in rows}
     cases = {(suite, case.name): case for suite in {suite for suite, _ in known} for case in suite_of(suite)}
-    return [Scored(case=cases[key], measured=row, predicted=predict(cases[key], machine))
+    base = read_document(machine).table["machine"]["reference_s"]
+    return [Scored(case=cases[key], measured=row, predicted=predict(cases[key], machine),
+                   product_drift=row.product_s / base["product"], memory_drift=row.memory_s / base["memory"])
             for key, row in known.items() if key in cases]  # fmt: skip
 
 
@@ -61,11 +78,15 @@ def summary(scored: Sequence[Scored]) -> dict[str, Any]:
         held = [entry for entry in scored if entry.kind == kind]
         if held:
             errors = [entry.error for entry in held]
+            drifted = [entry.drifted_error for entry in held]
             by_class[kind] = {
                 "cases": len(held),
                 "mean": statistics.mean(map(abs, errors)),
                 "worst": max(map(abs, errors)),
                 "bias": statistics.mean(errors),
+                "drifted_mean": statistics.mean(map(abs, drifted)),
+                "drifted_worst": max(map(abs, drifted)),
+                "drifted_bias": statistics.mean(drifted),
                 "one_rate_mean": statistics.mean(abs(entry.one_rate_error) for entry in held),
                 "spread": statistics.median(entry.measured.spread_fraction for entry in held),
             }

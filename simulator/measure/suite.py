@@ -151,17 +151,17 @@ def _single() -> list[Case]:
 def _double() -> list[Case]:
     cases = [case("gpt-1m", 8, 128, **how) for how in (
         {"dp": 2}, {"tp": 2}, {"dp": 2, "zero": 3}, {"pp": 2, "micro_batch": 2})]  # fmt: skip
-    for model, sequences, length in (("gpt-9m", 8, 256), ("llama-15m", 4, 256), ("gpt-42m", 4, 256)):
+    for model, sequences, length in (("gpt-9m", 4, 256), ("llama-15m", 4, 128), ("gpt-42m", 4, 128)):
         cases += [case(model, sequences, length, **how) for how in (
             {"dp": 2}, {"tp": 2}, {"dp": 2, "zero": 3}, {"dp": 2, "zero": 1},
             {"pp": 2, "micro_batch": 1, "schedule": "gpipe"}, {"pp": 2, "micro_batch": 1})]  # fmt: skip
     cases += [
-        case("gpt-9m", 8, 256, pp=2, micro_batch=2), case("gpt-9m", 8, 256, pp=2, vp=3, micro_batch=1, schedule="interleaved"),
-        case("gpt-9m", 8, 256, dp=2, recompute="full"), case("gpt-9m", 8, 256, pp=2, micro_batch=1, recompute="full"),
-        case("bert-17m", 4, 256, cp=2), case("bert-17m", 8, 256, dp=2), case("bert-17m", 8, 256, tp=2),
-        case("switch-20m", 8, 256, dp=2), case("switch-20m", 8, 256, dp=2, ep=2), case("switch-20m", 8, 256, dp=2, zero=3),
-        case("switch-20m", 8, 256, pp=2, micro_batch=2),
-        case("t5-13m", 8, 256, dp=2), case("t5-13m", 8, 256, dp=2, zero=3),
+        case("gpt-9m", 4, 256, pp=2, micro_batch=2), case("gpt-9m", 4, 256, pp=2, vp=3, micro_batch=1, schedule="interleaved"),
+        case("gpt-9m", 4, 256, dp=2, recompute="full"), case("gpt-9m", 4, 256, pp=2, micro_batch=1, recompute="full"),
+        case("bert-17m", 2, 256, cp=2), case("bert-17m", 4, 256, dp=2), case("bert-17m", 4, 256, tp=2),
+        case("switch-20m", 4, 256, dp=2), case("switch-20m", 4, 256, dp=2, ep=2), case("switch-20m", 4, 256, dp=2, zero=3),
+        case("switch-20m", 4, 256, pp=2, micro_batch=2),
+        case("t5-13m", 4, 128, dp=2), case("t5-13m", 4, 128, dp=2, zero=3),
         case("gpt-25m", 2, 64, dp=2), case("gpt-25m", 2, 64, tp=2), case("gpt-25m", 2, 64, dp=2, zero=3),
     ]  # fmt: skip
     return cases
@@ -169,12 +169,12 @@ def _double() -> list[Case]:
 
 def _quadruple() -> list[Case]:
     return [
-        *(case("gpt-9m", 16, 256, **how) for how in (
-            {"dp": 4}, {"tp": 4}, {"dp": 2, "tp": 2}, {"dp": 4, "zero": 3}, {"pp": 2, "tp": 2, "micro_batch": 4},
+        *(case("gpt-9m", 8, 256, **how) for how in (
+            {"dp": 4}, {"tp": 4}, {"dp": 2, "tp": 2}, {"dp": 4, "zero": 3}, {"pp": 2, "tp": 2, "micro_batch": 2},
             {"pp": 2, "dp": 2, "micro_batch": 2})),
-        case("gpt-42m", 4, 256, pp=4, micro_batch=1), case("gpt-42m", 4, 256, pp=2, tp=2, micro_batch=1),
-        case("bert-17m", 8, 256, cp=2, dp=2), case("llama-15m", 8, 256, tp=2, dp=2),
-        case("switch-20m", 16, 256, dp=4, ep=4), case("switch-20m", 16, 256, dp=4, ep=2),
+        case("gpt-42m", 4, 128, pp=4, micro_batch=1), case("gpt-42m", 4, 128, pp=2, tp=2, micro_batch=1),
+        case("bert-17m", 4, 256, cp=2, dp=2), case("llama-15m", 4, 256, tp=2, dp=2),
+        case("switch-20m", 8, 256, dp=4, ep=4), case("switch-20m", 8, 256, dp=4, ep=2),
     ]  # fmt: skip
 
 

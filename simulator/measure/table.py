@@ -30,6 +30,9 @@ class Measured:
     wall_s: float
     wall_low_s: float
     wall_high_s: float
+    product_s: float
+    memory_s: float
+    """Processor seconds of the two reference kernels beside these steps: how fast the machine was."""
     peak_memory_bytes: float
     """Of rank 0, by torch's memory tracker; 0 where it was not asked."""
     load: float
@@ -46,15 +49,19 @@ def measured_case(
 ) -> Measured:
     """A row from what every rank timed: processor seconds are summed over ranks, elapsed ones those of the slowest."""
     rounds = len(answers[0][case])
-    cpu = [sum(answer[case][turn][0] for answer in answers) for turn in range(rounds)]
-    wall = [max(answer[case][turn][1] for answer in answers) for turn in range(rounds)]
+    cpu = [sum(answer[case][turn]["cpu"] for answer in answers) for turn in range(rounds)]
+    wall = [max(answer[case][turn]["wall"] for answer in answers) for turn in range(rounds)]
     low, high = (float(x) for x in np.percentile(cpu, (25, 75)))
     wall_low, wall_high = (float(x) for x in np.percentile(wall, (25, 75)))
     return Measured(
         suite=suite, case=case, ranks=len(answers), rounds=rounds, cpu_s=statistics.median(cpu), cpu_low_s=low,
-        cpu_high_s=high, wall_s=statistics.median(wall), wall_low_s=wall_low, wall_high_s=wall_high,
+        product_s=_middle(answers, case, "product"), memory_s=_middle(answers, case, "memory"), cpu_high_s=high, wall_s=statistics.median(wall), wall_low_s=wall_low, wall_high_s=wall_high,
         peak_memory_bytes=peak_memory_bytes, load=load,
     )  # fmt: skip
+
+
+def _middle(answers: Sequence[Mapping[str, Any]], case: str, name: str) -> float:
+    return statistics.median(turn[name] for answer in answers for turn in answer[case])
 
 
 def table_text(rows: Iterable[Measured]) -> str:

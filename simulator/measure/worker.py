@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from simulator.calibrate.reference import Reference
 from simulator.measure.suite import suite_of
 from simulator.measure.train import Trainer
 
@@ -25,29 +26,28 @@ def main() -> None:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
     cases = [case for case in suite_of(task["suite"]) if case.strategy.devices == ranks and case.name in task["names"]]
     trainers = {case.name: Trainer(case, rank) for case in cases}
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in trainers}
+    reference = Reference()
+    times: dict[str, list[dict[str, float]]] = {name: [] for name in trainers}
     order = list(trainers)
     for turn in range(task["rounds"] + 1):
         random.Random(turn).shuffle(order)
         for name in order:
-            pair = _timed(trainers[name], task["steps"] if turn else 2, ranks)
+            timed = _timed(trainers[name], ranks)
             if turn:
-                times[name].append(pair)
+                times[name].append({**timed, **reference.seconds()})
     (folder / f"{rank}.json").write_text(json.dumps({"times": times}), encoding="utf-8")
     if ranks > 1:
         dist.barrier()
         dist.destroy_process_group()
 
 
-def _timed(trainer: Trainer, steps: int, ranks: int) -> tuple[float, float]:
-    """(processor, elapsed) seconds of one step on this rank, over a few after one that warms the caches."""
-    trainer.step()
+def _timed(trainer: Trainer, ranks: int) -> dict[str, float]:
+    """Processor and elapsed seconds of one step on this rank."""
     if ranks > 1:
         dist.barrier()
     wall, cpu = time.perf_counter(), time.process_time()
-    for _ in range(steps):
-        trainer.step()
-    return (time.process_time() - cpu) / steps, (time.perf_counter() - wall) / steps
+    trainer.step()
+    return {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
 
 
 if __name__ == "__main__":

@@ -54,6 +54,8 @@ class MachineTable(_Table):
     """Runnable processes (one-minute load average) when it began and ended."""
     spread_fraction: float
     """Median over benchmarks of the interquartile range of its rounds over their median."""
+    reference_s: dict[Literal["product", "memory"], Annotated[float, Field(gt=0)]]
+    """Processor seconds of the two reference kernels while the others were measured."""
 
 
 class DeviceTable(_Table):
