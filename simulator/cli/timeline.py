@@ -13,10 +13,10 @@ from simulator.cli.options import case_of, case_options, draw, json_option, plot
 @click.command("timeline")
 @case_options
 @plot_option("Draw the tasks of every rank with bubbles and communication, and memory beneath.")
-@click.option("--until", type=click.FloatRange(0, min_open=True), metavar="SECONDS",
+@click.option("--until", "until_s", type=click.FloatRange(0, min_open=True), metavar="SECONDS",
               help="Draw the step up to here (default: all of it, or its opening and end).")  # fmt: skip
 @json_option
-def command(*, as_json: bool, plot: Path | None, until: float | None, **options: Any) -> None:
+def command(*, as_json: bool, plot: Path | None, until_s: float | None, **options: Any) -> None:
     """Show what each pipeline rank does in one step: busy, waiting, exposed communication, memory at its peak.
 
     \b
@@ -32,4 +32,4 @@ def command(*, as_json: bool, plot: Path | None, until: float | None, **options:
         print_json(timeline_dict(answer))
     else:
         click.echo(timeline_text(answer))
-    draw(plot, lambda: answer.plot("timeline", until_s=until or 0.0))
+    draw(plot, lambda: answer.plot("timeline", until_s=until_s or 0.0))

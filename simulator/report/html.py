@@ -31,11 +31,12 @@ _LAYOUT = """
 main { max-width: 820px; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
 section { margin: 1.8rem 0; } .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr));
 gap: .8rem; margin: 1rem 0; } .figures div { background: var(--panel); padding: .7rem .8rem; border-radius: 6px; }
-.figures b { display: block; font-size: 1.3rem; } .scroll { overflow-x: auto; } pre { white-space: pre-wrap;
-background: var(--panel); padding: .7rem; border-radius: 6px; } figure { margin: 0; overflow-x: auto; }
+.figures b { display: block; font-size: 1.3rem; } .scroll { overflow-x: auto; } pre { overflow-x: auto;
+background: var(--panel); padding: .7rem; border-radius: 6px; font-size: .76rem; line-height: 1.4; }
+pre.code { white-space: pre-wrap; font-size: .85rem; } figure { margin: 0; overflow-x: auto; }
 figure .picture { min-width: 600px; }
 dt { font-size: .9rem; margin-top: .6rem; } dd { margin: 0; font-size: .85rem; overflow-wrap: anywhere; }
-@media print { section { break-inside: avoid; } }
+@media print { section { break-inside: avoid; } pre { white-space: pre-wrap; } }
 """
 
 

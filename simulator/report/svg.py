@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any
+from typing import Any, TypeAlias
 
+Pixels: TypeAlias = float
+"""A place or a size on a picture, in CSS pixels."""
 ATTRIBUTES = frozenset({
     "x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "r", "width", "height", "d", "points", "class", "text-anchor", "rx",
     "transform",
@@ -66,18 +68,18 @@ def _plain(value: str | float) -> str:
     return value if isinstance(value, str) else f"{value:g}"
 
 
-def rect(x: float, y: float, width: float, height: float, kind: str, *, tip: str = "", **data: str) -> Shape:
+def rect(x: Pixels, y: Pixels, width: Pixels, height: Pixels, kind: str, *, tip: str = "", **data: str) -> Shape:
     """A filled box of class `kind`; sizes below nothing are nothing."""
     box = {"x": _round(x), "y": _round(y), "width": _round(max(width, 0.0)), "height": _round(max(height, 0.0))}
     return Shape("rect", {**box, "class": kind}, "", tip, data)
 
 
-def text(x: float, y: float, words: str, kind: str = "label", anchor: str = "start", **data: str) -> Shape:
+def text(x: Pixels, y: Pixels, words: str, kind: str = "label", anchor: str = "start", **data: str) -> Shape:
     """Words whose baseline starts, ends or is centred at (x, y)."""
     return Shape("text", {"x": _round(x), "y": _round(y), "class": kind, "text-anchor": anchor}, words, "", data)
 
 
-def line(x1: float, y1: float, x2: float, y2: float, kind: str = "grid", *, tip: str = "") -> Shape:
+def line(x1: Pixels, y1: Pixels, x2: Pixels, y2: Pixels, kind: str = "grid", *, tip: str = "") -> Shape:
     """A straight line of class `kind`."""
     ends = {"x1": _round(x1), "y1": _round(y1), "x2": _round(x2), "y2": _round(y2)}
     return Shape("line", {**ends, "class": kind}, "", tip)
@@ -88,7 +90,7 @@ def path(drawing: str, kind: str, *, tip: str = "") -> Shape:
     return Shape("path", {"d": drawing, "class": kind}, "", tip)
 
 
-def circle(x: float, y: float, radius: float, kind: str, *, tip: str = "", **data: str) -> Shape:
+def circle(x: Pixels, y: Pixels, radius: Pixels, kind: str, *, tip: str = "", **data: str) -> Shape:
     """A point of class `kind`."""
     return Shape("circle", {"cx": _round(x), "cy": _round(y), "r": radius, "class": kind}, "", tip, data)
 

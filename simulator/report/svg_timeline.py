@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.report.memory_curve import memory_curve
-from simulator.report.svg import Scene, Shape, line, path, rect, text, ticks
+from simulator.report.svg import Pixels, Scene, Shape, line, path, rect, text, ticks
 from simulator.report.svg_bars import shown_ranks
 from simulator.result import Estimate
 from simulator.schedule.order import KINDS
@@ -29,8 +29,8 @@ class Window:
 
     start_s: float
     end_s: float
-    left: float
-    right: float
+    left: Pixels
+    right: Pixels
 
     @property
     def pixels_per_s(self) -> float:
@@ -42,7 +42,7 @@ class Window:
         return np.asarray(self.left + (kept - self.start_s) * self.pixels_per_s)
 
 
-def windows_of(line_of: Timeline, step_s: float, width: float) -> tuple[Window, ...]:
+def windows_of(line_of: Timeline, step_s: float, width: Pixels) -> tuple[Window, ...]:
     """The whole step; or its opening and its end, where tasks would be too thin to see."""
     end = LEFT + width
     each = line_of.order.tasks / line_of.order.pp

@@ -55,7 +55,7 @@ def catalogue_view() -> dict[str, Any]:
 
 
 def estimate_view(body: State) -> dict[str, Any]:
-    """The document, pictures and dial stops of body["state"], drawn body["width"] pixels wide ("wide" across the page)."""
+    """The document, pictures and dial stops of body["state"]; pictures are body["width"] or ["wide"] pixels wide."""
     case, answer = _answer(body.get("state"))
     width = _width(body.get("width"))
     scenes = [

@@ -68,6 +68,8 @@ ELSEWHERE = {
     "project.tokens": "tokens",
     "sums_to.relative": "a relative difference",
     "sums_to.total": "in the unit of the parts",
+    "ticks.largest": "in the unit of the axis",
+    "value_text.value": "in the unit given beside it",
     "training_flops.parameters": "parameters",
     "training_flops.tokens": "tokens",
 }
