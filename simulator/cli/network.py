@@ -100,9 +100,8 @@ def _cluster(options: Mapping[str, Any]) -> tuple[Cluster, list[str]]:
     said = list(unequal)
     paths, flows, share = options["ecmp_paths"], options["flows_per_device"], options["off_rail"]
     if paths:
-        units = cluster.tiers[max(len(cluster.tiers) - 2, 0)].size
-        slow = ecmp_slowdown(flows * min(units, paths), paths)
         cluster = with_collisions(cluster, flows_per_device=flows, paths=paths)
+        slow = ecmp_slowdown(flows * min(cluster.tiers[-2].size, paths), paths)
         said.append(f"Hash collisions on {paths} paths: the fullest carries {slow:.3g} times the mean, which slows "
                     f"{cluster.tiers[-1].name}.")  # fmt: skip
     if share is not None:

@@ -68,8 +68,11 @@ def with_collisions(cluster: Cluster, *, flows_per_device: int, paths: int, tier
     """The cluster with one tier's bandwidth divided by the slowdown of hashing flows onto its paths.
 
     `flows_per_device` is how many connections a device spreads its traffic over (Llama 3: 16 flows a pair of
-    racks, so that hashing balances). Switches that spray packets have no collisions: leave this out.
+    racks, so that hashing balances). Switches that spray packets have no collisions: leave this out. Raises InputError
+    where no network joins units.
     """
+    if len(cluster.tiers) == 1:
+        raise InputError([f"{cluster.name} has no network above {cluster.tiers[0].name} whose flows could collide."])
     units = cluster.tiers[tier - 1 if tier else 0].size
     slow = ecmp_slowdown(flows_per_device * min(units, paths), paths)
     return _with_bandwidth(cluster, tier, cluster.tiers[tier].bandwidth_bytes_per_s / slow)

@@ -56,3 +56,8 @@ def test_off_rail_needs_rails_and_a_share() -> None:
         off_rail(cluster(), 1.5)
     with pytest.raises(InputError, match=r"flows\(0\)"):
         ecmp_slowdown(0, 4)
+
+
+def test_collisions_need_a_network() -> None:
+    with pytest.raises(InputError, match="no network above node whose flows could collide"):
+        with_collisions(cluster("hopper", 1), flows_per_device=1, paths=4)
