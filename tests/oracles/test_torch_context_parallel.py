@@ -22,7 +22,7 @@ RANKS, BATCH, HEADS, SEQ_LEN, DIM = 8, 1, 16, 512, 64
 
 
 def torch_events(rotate: str, monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str, int], tuple[int, int]]:
-    """One attention core, forward and backward, over 8 of 64 ranks: local tensors are [batch, heads, tokens / 8, dim]."""
+    """One attention core, forward and backward, over 8 of 64 ranks; local tensors are [batch, heads, tokens, dim]."""
     import torch.distributed as dist
     from torch.distributed.tensor.experimental._context_parallel import _attention as ring
 
