@@ -8,8 +8,8 @@ from itertools import product as products
 
 from simulator.errors import InputError, Problem
 from simulator.numbers import divisors
-from simulator.spec.hardware import Cluster, Device, Link, Tier
-from simulator.spec.hardware_file import ClusterFile, TierFile
+from simulator.spec.hardware import Cluster, Device, Tier
+from simulator.spec.hardware_file import ClusterFile, TierFile, links_of_file
 
 MAX_DEVICES = 10_000_000
 NETWORK_KINDS = ("infiniband", "roce", "ethernet", "efa", "slingshot", "omni-path", "dcn")
@@ -34,7 +34,8 @@ def filled(
     node_devices = tuple(devices_by_name[group.device] for group in file.node_groups for _ in range(group.nodes))
     count = nodes if nodes is not None else file.nodes or len(node_devices)
     _check(name, count, per_node, len(node_devices), nodes)
-    if file.links and count * per_node != (file.nodes or len(node_devices)) * file.devices_per_node:
+    links = links_of_file(file)
+    if links and count * per_node != (file.nodes or len(node_devices)) * file.devices_per_node:
         raise InputError([Problem(f"{name} lists its links, so only its own number of nodes is described.", "--nodes")])
     device = node_devices[0] if node_devices else devices_by_name[file.device or ""]
     price = file.price_per_device if file.price_per_device is not None else device.price_usd_per_hour
@@ -51,10 +52,7 @@ def filled(
         price_usd_per_device_hour=price,
         node_devices=node_devices,
         node_tiers=_node_tiers(file, tiers[0]),
-        links=tuple(
-            Link(one=link.one, other=link.other, bandwidth_bytes_per_s=link.bandwidth, latency_s=link.latency)
-            for link in file.links
-        ),
+        links=links,
         sources={"status": file.status, "cluster": file.source},
     )
 

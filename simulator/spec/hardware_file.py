@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations, islice, product
 from pathlib import PurePath
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from simulator.errors import did_you_mean
-from simulator.spec.hardware import Device
+from simulator.spec.hardware import Device, Link
 from simulator.spec.kernels import KernelModel, kernel_model_for
 from simulator.spec.reading import Document, Fault, quantity, raise_faults, validated
 
@@ -175,13 +177,27 @@ class NodeGroup(_Table):
 
 
 class LinkFile(_Table):
-    """One cable of an explicit graph: a number is a device, any other name a switch."""
+    """A cable of an explicit graph, or several: a number is a device, any other name a switch.
+
+    "0-7" are eight devices, "spine[0-3]" four switches and "rack*.leaf" that switch of every copy of the part rack; a
+    link with several ends on a side stands for a cable between each two ("0-7" to "0-7": a full mesh).
+    """
 
     one: Text
     other: Text
     bandwidth: BytesPerS
     """One direction."""
     latency: Seconds = 0.0
+
+
+class PartFile(_Table):
+    """A piece of a fabric, laid `copies` times: its switches are called "rack0.leaf", its devices number on."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z_-]{0,31}$")]
+    copies: Annotated[int, Field(ge=1, le=100_000)] = 1
+    devices: Annotated[int, Field(ge=0, le=100_000)] = 0
+    """In one copy; its links number them from 0."""
+    links: Annotated[list[LinkFile], Field(min_length=1)]
 
 
 class ClusterFile(_Table):
@@ -202,6 +218,8 @@ class ClusterFile(_Table):
     tiers: Annotated[list[TierFile], Field(min_length=1)]
     links: list[LinkFile] = []
     """An explicit graph of devices and switches, instead of the tiers' regular fabrics."""
+    parts: list[PartFile] = []
+    """Pieces that the explicit graph is composed from; `links` then join them."""
     source: Text
 
 
@@ -229,24 +247,97 @@ def _cluster_faults(file: ClusterFile) -> Iterator[Fault]:
     yield from _link_faults(file)
 
 
-def _link_faults(file: ClusterFile) -> Iterator[Fault]:
-    nodes = file.nodes or sum(group.nodes for group in file.node_groups)
-    devices = nodes * file.devices_per_node
-    for index, link in enumerate(file.links):
-        if link.one == link.other:
-            yield f"links.{index}", f"{link.one} is joined to itself.", ""
-        for end in (link.one, link.other):
-            if end.isdecimal() and int(end) >= devices:
-                yield (
-                    f"links.{index}",
-                    f"device {end} is outside 0..{devices - 1}.",
-                    "Switches have names, not numbers.",
+MAX_LINKS = 500_000
+_DEVICES = re.compile(r"^(\d{1,6})-(\d{1,6})$")
+_NUMBERED = re.compile(r"^([^\[\]]*)\[(\d{1,6})-(\d{1,6})\]([^\[\]]*)$")
+_COPIES = re.compile(r"^([a-z][a-z_-]*)\*\.(.+)$")
+
+
+def _ends(text: str, parts: Sequence[PartFile]) -> tuple[str, ...]:
+    """The vertices that an end of a link names; none where a range runs backwards or no part is so called."""
+    if match := _COPIES.match(text):
+        found = (part for part in parts if part.name == match[1])
+        copies = (f"{part.name}{copy}.{match[2]}" for part in found for copy in range(part.copies))
+        return tuple(islice((end for copy in copies for end in _ends(copy, ())), MAX_LINKS + 1))
+    if match := _DEVICES.match(text):
+        return tuple(map(str, range(int(match[1]), int(match[2]) + 1)))
+    if match := _NUMBERED.match(text):
+        return tuple(f"{match[1]}{number}{match[4]}" for number in range(int(match[2]), int(match[3]) + 1))
+    return (text,)
+
+
+def _written_links(file: ClusterFile) -> Iterator[tuple[str, LinkFile, tuple[str, ...], tuple[str, ...]]]:
+    """Where a link stands, the link, and the vertices on its two sides; a part's links once per copy."""
+    first = 0
+    for number, part in enumerate(file.parts):
+        for index, link in enumerate(part.links):
+            local = _ends(link.one, ()), _ends(link.other, ())
+            for copy in range(part.copies):
+                base, name = first + copy * part.devices, f"{part.name}{copy}."
+                one, other = (
+                    tuple(str(base + int(end)) if end.isdecimal() else name + end for end in side) for side in local
                 )
-    if file.links:
-        joined = {end for link in file.links for end in (link.one, link.other)}
+                yield f"parts.{number}.links.{index}", link, one, other
+        first += part.copies * part.devices
+    for index, link in enumerate(file.links):
+        yield f"links.{index}", link, _ends(link.one, file.parts), _ends(link.other, file.parts)
+
+
+def links_of_file(file: ClusterFile) -> tuple[Link, ...]:
+    """Every cable of the explicit graph, parts laid out and ranges written out; none where the file lists no links."""
+    return tuple(
+        Link(one=one, other=other, bandwidth_bytes_per_s=link.bandwidth, latency_s=link.latency)
+        for _, link, ones, others in _written_links(file)
+        for one, other in (combinations(ones, 2) if ones == others else product(ones, others))
+        if one != other
+    )
+
+
+def _link_faults(file: ClusterFile) -> Iterator[Fault]:
+    devices = (file.nodes or sum(group.nodes for group in file.node_groups)) * file.devices_per_node
+    yield from _part_faults(file, devices)
+    joined: set[str] = set()
+    count = 0
+    told: set[str] = set()
+    for at, link, ones, others in _written_links(file):
+        count += len(ones) * len(others)
+        if count > MAX_LINKS:
+            yield at, f"the graph has more than {MAX_LINKS:,} links.", "Describe a regular fabric by its tiers."
+            return
+        joined.update(ones, others)
+        if at in told:
+            continue
+        for name, ends in ((link.one, ones), (link.other, others)):
+            if not ends:
+                hint = did_you_mean(name.partition("*")[0], [part.name for part in file.parts])
+                yield at, f"{name} names no vertex.", hint
+            beyond = next((end for end in ends if end.isdecimal() and int(end) >= devices), None)
+            if beyond is not None:
+                told.add(at)
+                yield at, f"device {beyond} is outside 0..{devices - 1}.", "Switches have names, not numbers."
+        if ones == others and len(ones) == 1:
+            told.add(at)
+            yield at, f"{link.one} is joined to itself.", ""
+    if joined:
         alone = [device for device in range(devices) if str(device) not in joined]
         if alone:
             yield "links", f"{len(alone)} of {devices} devices have no link; the first is {alone[0]}.", ""
+
+
+def _part_faults(file: ClusterFile, devices: int) -> Iterator[Fault]:
+    held = sum(part.copies * part.devices for part in file.parts)
+    if held > devices:
+        sizes = " + ".join(f"{part.copies} * {part.devices}" for part in file.parts)
+        yield "parts", f"{sizes} = {held} devices, but the cluster has {devices}.", ""
+    for index, part in enumerate(file.parts):
+        if part.name in [other.name for other in file.parts[:index]]:
+            yield f"parts.{index}.name", f'two parts are called "{part.name}".', ""
+        for number, link in enumerate(part.links):
+            inside = (end for side in (link.one, link.other) for end in _ends(side, ()) if end.isdecimal())
+            beyond = next((end for end in inside if int(end) >= part.devices), None)
+            if beyond is not None:
+                message = f"device {beyond} is outside the {part.devices} of a {part.name}."
+                yield f"parts.{index}.links.{number}", message, "Links between parts stand in [[links]]."
 
 
 def _shape_faults(tier: TierFile, at: str) -> Iterator[Fault]:

@@ -88,3 +88,84 @@ bandwidth = "300 GB/s"
     cluster = load_cluster(str(path))
     slow = slowest_link(cluster)
     assert (slow.node, slow.device.generation, slow.tier.bandwidth_bytes_per_s) == (3, "ampere", 300e9)
+
+
+RACKS = """
+title = "Two racks of four under two spines, and a store of two"
+device = "a100-sxm-80gb"
+devices_per_node = 2
+nodes = 5
+source = "made for this test"
+
+[[parts]]
+name = "rack"
+copies = 2
+devices = 4
+
+[[parts.links]]
+one = "0-3"
+other = "leaf"
+bandwidth = "50 GB/s"
+latency = "1 us"
+
+[[links]]
+one = "rack*.leaf"
+other = "spine[0-1]"
+bandwidth = "25 GB/s"
+
+[[links]]
+one = "8-9"
+other = "spine1"
+bandwidth = "10 GB/s"
+
+[[tiers]]
+name = "all"
+kind = "ethernet"
+topology = "leaf-spine"
+size = 10
+bandwidth = "50 GB/s"
+latency = "1 us"
+source = "made for this test"
+"""
+
+
+def test_a_graph_is_composed_from_parts(tmp_path: Path) -> None:
+    """Eight devices under their leaves, four cables between leaves and spines, two devices on the second spine."""
+    path = tmp_path / "racks.toml"
+    path.write_text(RACKS)
+    cluster = load_cluster(str(path))
+    ends = {(link.one, link.other) for link in cluster.links}
+    racks = {(str(device), f"rack{device // 4}.leaf") for device in range(8)}
+    spines = {(f"rack{rack}.leaf", f"spine{spine}") for rack in range(2) for spine in range(2)}
+    assert ends == racks | spines | {("8", "spine1"), ("9", "spine1")}
+    assert len(cluster.links) == 14
+    # Two pairs from rack to rack share two ways of 25 GB/s each: as if each had one.
+    inside = collective_time_s(cluster, "send", 1e9, Group(2, 1))
+    assert inside == pytest.approx(1e9 / 10e9, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"0-3"', '"0-4"', "device 4 is outside the 4 of a rack. Links between parts stand in"),
+        ('"rack*.leaf"', '"racks*.leaf"', "racks*.leaf names no vertex. Did you mean rack?"),
+        ("copies = 2", "copies = 3", "3 * 4 = 12 devices, but the cluster has 10"),
+        ('"8-9"', '"8"', "1 of 10 devices have no link; the first is 9"),
+        ('"8-9"', '"9-8"', "9-8 names no vertex"),
+        ('"spine[0-1]"', '"spine[0-999999]"', "more than 500,000 links"),
+    ],
+)
+def test_bad_parts_are_located(old: str, new: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "racks.toml"
+    path.write_text(RACKS.replace(old, new))
+    with pytest.raises(InputError) as caught:
+        load_cluster(str(path))
+    assert said in str(caught.value)
+    assert "racks.toml:" in str(caught.value)
+
+
+def test_a_full_mesh_is_one_link(tmp_path: Path) -> None:
+    path = tmp_path / "mesh.toml"
+    path.write_text(HEAD + link("0-3", "0-3", "50 GB/s"))
+    pairs = [(one.one, one.other) for one in load_cluster(str(path)).links]
+    assert pairs == [(str(a), str(b)) for a in range(4) for b in range(a + 1, 4)]
