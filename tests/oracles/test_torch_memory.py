@@ -25,7 +25,7 @@ from simulator.validate.torch_counts import ours  # noqa: E402
 from simulator.validate.torch_counts.blocks import Setting  # noqa: E402
 from simulator.validate.torch_counts.tally import build, token_ids  # noqa: E402
 
-MODEL, BATCH, SEQ_LEN = gpt(512, 4, 8, vocab=4096, seq_len=256), 4, 256
+MODEL, BATCH, SEQ_LEN = gpt(256, 2, 4, vocab=1024, seq_len=64), 4, 64
 KERNELS = replace(COUNTING, activation_dtype="fp32", gemm_dtype="fp32")
 POLICIES = {"none": Policy(), "full": Policy(full=True), "selective": Policy(modules=frozenset({"core_attn"}))}
 

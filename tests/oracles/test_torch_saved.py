@@ -52,8 +52,9 @@ def tensors(model: ModelSpec, kernels: Kernels, policy: Policy) -> tuple[Counter
     return Counter(ours.saved_sizes(parts, policy)), Counter(theirs)
 
 
-@pytest.mark.parametrize("dropout", [False, True], ids=["", "dropout"])
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize(
+    ("precision", "dropout"), [("bf16", False), ("bf16", True), ("fp32", True)], ids=["bf16", "bf16-dropout", "fp32"]
+)
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("name", MODELS)
 def test_saved_tensors_are_torchs(name: str, kernels: str, precision: str, dropout: bool) -> None:
