@@ -101,7 +101,7 @@ def _term(answer: Estimate, name: str) -> Row:
     found = explain_term(answer, name)
     return {
         "name": name,
-        "value": value_text(found["value"], found["unit"]),
+        "value": value_text(found["value"], "%" if name in {"mfu", "hfu"} else found["unit"]),
         "formula": found["formula"],
         "values": [[key, _inner(name, key, value)] for key, value in found["values"].items()],
         "source": found["source"],
@@ -121,13 +121,15 @@ def _inner(name: str, key: str, value: Any) -> str:
 
 
 def value_text(value: float, unit: str) -> str:
-    """A number in its unit: s, B, FLOP, tokens/s, or none (a fraction below 1 as it is, a count in full)."""
+    """A number in its unit: s, B, FLOP, tokens/s, % (of a fraction), or none."""
     if unit == "s":
         return format_time(value)
     if unit == "B":
         return format_bytes(value)
     if unit == "FLOP":
         return format_flops(value)
+    if unit == "%":
+        return format_percent(value)
     if unit:
         return f"{format_count(value)} {unit}"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

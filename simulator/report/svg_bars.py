@@ -17,7 +17,7 @@ WORDS = {
     "gemm": "matrix products", "grouped_gemm": "expert products", "attention": "attention",
     "pointwise": "norms, activations", "lookup": "embedding rows", "recompute": "recomputation",
     "optimizer": "optimizer", "tp": "tensor comm.", "cp": "context comm.", "ep": "expert comm.",
-    "etp": "expert-tensor comm.", "dp": "data comm.", "pp": "pipeline comm.", "bubble": "pipeline bubble",
+    "etp": "expert-tp comm.", "dp": "data comm.", "pp": "pipeline comm.", "bubble": "pipeline bubble",
     "host": "kernel launches", "weights": "weights", "gradients": "gradients",
     "gathered_parameters": "gathered parameters", "activations": "activations", "logits": "logits",
     "working_set": "working set", "communication_buffers": "comm. buffers", "fragmentation": "fragmentation",
@@ -87,7 +87,7 @@ def waterfall_scene(answer: Estimate, width: int) -> Scene:
     """The step from its first to its last second: each part begins where the one before ended."""
     parts = in_order(dict(answer.time.parts), TIME_ORDER)
     step = answer.step_time_s
-    left = 128 if width >= 500 else 122
+    left = 132
     right, top, row = 66, 8, 24
     most = max(step, answer.step_time_high_s) * 1.02
     scale = (width - left - right) / most

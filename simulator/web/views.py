@@ -13,6 +13,7 @@ from simulator.errors import InputError, Problem
 from simulator.estimate import estimate
 from simulator.plan.planner import plan
 from simulator.report.document import document
+from simulator.report.plan import strategy_words
 from simulator.report.svg import scene_json
 from simulator.report.svg_bars import memory_scene, waterfall_scene
 from simulator.report.svg_scatter import Point, scatter_scene
@@ -180,7 +181,7 @@ def _row(strategy: Strategy, answer: Estimate, why: str, tied: bool) -> dict[str
         if entry.name in FIELDS and entry.name != "dp"
         and (entry.name in START or getattr(strategy, entry.name) != entry.default)
     }  # fmt: skip
-    label = " ".join(f"{name} {value}" for name in _SHOWN if (value := getattr(strategy, name)) not in (1, 0))
+    label = strategy_words(strategy)
     return {
         "label": label, "change": change, "step": format_time(answer.step_time_s), "mfu": format_percent(answer.mfu),
         "memory": format_bytes(answer.peak_memory_bytes), "why": why, "tied": tied,

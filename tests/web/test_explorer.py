@@ -357,10 +357,11 @@ def test_it_stands_on_any_width_in_light_and_dark(browser: Browser, server: Expl
 
 
 def test_every_word_of_a_picture_is_inside_it(browser: Browser, server: Explorer) -> None:
-    for width in (360, 1300):
+    mixture = {**MIXTURE, "etp": "2", "ep": "4", "cp": "2", "recompute": "full"}
+    for width, state in ((360, {}), (1300, {}), (360, mixture), (820, mixture)):
         context = browser.new_context(viewport={"width": width, "height": 800})
         page = context.new_page()
-        visit(page, server)
+        visit(page, server, **state)
         outside = page.evaluate(
             "() => [...document.querySelectorAll('figure svg text')].filter(t => { const a = t.getBoundingClientRect(),"
             " b = t.ownerSVGElement.getBoundingClientRect(); return a.left < b.left - 1 || a.right > b.right + 1"
