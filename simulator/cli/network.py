@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simulator.cli.options import json_option, print_json
-from simulator.cli.quantities import FiniteRange, Quantity
+from simulator.cli.fabric import fabric_of, fabric_options
+from simulator.cli.options import draw, json_option, plot_option, print_json
+from simulator.cli.quantities import Quantity
 
 if TYPE_CHECKING:
     from simulator.cluster.placement import Group
@@ -38,14 +39,8 @@ _POSITIVE = click.IntRange(1, 10**7)
 @click.option("--pp", type=_POSITIVE, help="Pipeline-parallel degree.")
 @click.option("--order", metavar="AXES", default="tp-cp-ep-dp-pp", show_default=True,
               help="Placement, innermost first.")  # fmt: skip
-@click.option("--rank-file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="Device of each rank, one number a line.")  # fmt: skip
-@click.option("--ecmp-paths", type=_POSITIVE, help="Hash the outermost tier's flows onto this many equal paths.")
-@click.option("--flows-per-device", type=_POSITIVE, default=1, show_default=True,
-              help="Connections that a device spreads its traffic over, for --ecmp-paths.")  # fmt: skip
-@click.option("--off-rail", type=FiniteRange(0, 1), help="Share of traffic between unequal rails (0 to 1).")
-@click.option("--plot", type=click.Path(dir_okay=False, writable=True, path_type=Path), metavar="FILE",
-              help="Draw the topology and what the axes put on it (.svg, .png or .pdf).")  # fmt: skip
+@fabric_options
+@plot_option("Draw the topology and what the axes put on it.")
 @json_option
 def command(as_json: bool, plot: Path | None, **options: Any) -> None:
     """Time collectives on CLUSTER by size and algorithm, and show what each axis of a strategy crosses.
@@ -64,6 +59,7 @@ def command(as_json: bool, plot: Path | None, **options: Any) -> None:
         survey_collective,
     )
     from simulator.report.network import network_text
+    from simulator.report.plot_network import network_figure
 
     cluster, said = _cluster(options)
     groups = _groups(cluster, options, said)
@@ -74,11 +70,7 @@ def command(as_json: bool, plot: Path | None, **options: Any) -> None:
         kind = options["collective"] or "all_reduce"
         collective = survey_collective(cluster, kind, group, sizes, algorithm=options["algorithm"])
     axes = survey_axes(cluster, groups, options["sizes"][0] if options["sizes"] else DEFAULT_BYTES)
-    if plot is not None:
-        from simulator.report.plot_network import network_picture
-
-        plot.write_bytes(network_picture(cluster, axes, plot.suffix.removeprefix(".")))
-        said.append(f"Drawn to {plot}.")
+    draw(plot, lambda: network_figure(cluster, axes))
     if as_json:
         print_json({
             "cluster": cluster.name, "devices": cluster.devices, "nodes": cluster.nodes,
@@ -90,27 +82,13 @@ def command(as_json: bool, plot: Path | None, **options: Any) -> None:
 
 
 def _cluster(options: Mapping[str, Any]) -> tuple[Cluster, list[str]]:
-    """The cluster with its faults and its placement, and what was said about them."""
+    """The cluster at its slowest members, with its faults and its placement, and what was said about them."""
     from simulator import catalog
-    from simulator.cluster.degrade import ecmp_slowdown, off_rail, with_collisions
     from simulator.cluster.members import as_slowest
-    from simulator.cluster.placement import with_rank_file
 
     cluster, unequal = as_slowest(catalog.load_cluster(options["cluster"], nodes=options["nodes"]))
-    said = list(unequal)
-    paths, flows, share = options["ecmp_paths"], options["flows_per_device"], options["off_rail"]
-    if paths:
-        cluster = with_collisions(cluster, flows_per_device=flows, paths=paths)
-        slow = ecmp_slowdown(flows * min(cluster.tiers[-2].size, paths), paths)
-        said.append(f"Hash collisions on {paths} paths: the fullest carries {slow:.3g} times the mean, which slows "
-                    f"{cluster.tiers[-1].name}.")  # fmt: skip
-    if share is not None:
-        cluster = off_rail(cluster, share)
-        said.append(f"{share:.0%} of the traffic leaves its rail.")
-    if options["rank_file"]:
-        cluster = with_rank_file(cluster, options["rank_file"])
-        said.append(f"Ranks are placed by {options['rank_file']}.")
-    return cluster, said
+    cluster, said = fabric_of(cluster, options)
+    return cluster, [*unequal, *said]
 
 
 def _groups(cluster: Cluster, options: Mapping[str, Any], said: list[str]) -> Mapping[str, Group]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from simulator.cluster.graph import cluster_graph, vertex
 from simulator.cluster.survey import AxisSurvey
 from simulator.cluster.torus import is_torus
-from simulator.report.plot_style import BLUE, INK, RULE, SLATE, new_figure, picture_bytes, style
+from simulator.report.plot_style import BLUE, INK, RULE, SLATE, new_figure, styled
 from simulator.spec.hardware import Cluster
 from simulator.units import format_bandwidth, format_bytes
 
@@ -53,13 +53,7 @@ def sketch_of(cluster: Cluster) -> Sketch:
     return _torus_sketch(cluster) if is_torus(cluster) else _tree_sketch(cluster)
 
 
-def network_picture(cluster: Cluster, axes: Sequence[AxisSurvey], kind: str = "svg") -> bytes:
-    """The pictures as a file's content; kind: png, svg or pdf. Raises InputError for another."""
-    with style():
-        figure = network_figure(cluster, axes)
-    return picture_bytes(figure, kind)
-
-
+@styled
 def network_figure(cluster: Cluster, axes: Sequence[AxisSurvey]) -> Figure:
     """The topology, then one picture per axis in which links are coloured by how long their load takes to drain."""
     from matplotlib import colormaps

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from simulator.cluster.generators import Vertex
 from simulator.cluster.graph import Routes, cluster_graph, exchange_pairs, ring_pairs
-from simulator.cluster.placement import all_groups
+from simulator.cluster.placement import axis_ranks
 from simulator.parallel.setting import groups_of
 from simulator.report.plot_style import BLUE, GREY, INK, QUIET, SLATE, new_figure, styled
 from simulator.result import Estimate
@@ -79,7 +79,7 @@ def link_bytes(
         sent = answer.traffic_bytes.get(axis, 0.0)
         if not sent or cluster.devices > LOADED_DEVICES:
             continue
-        held = [ranks for ranks in all_groups(groups[communicator], cluster.devices) if mine.intersection(ranks)]
+        held = [ranks for ranks in axis_ranks(cluster, groups[communicator]) if mine.intersection(ranks)]
         pairs = exchange_pairs(held) if axis == "ep" else ring_pairs(held)
         pairs = [(one, other) for one, other in pairs if one in mine and one != other]
         each = sent / (len(held[0]) - 1) if axis == "ep" else sent

