@@ -306,14 +306,14 @@ def _recompute(row: PublishedRun, model: ModelSpec, framework: Framework, base: 
     start = str(framework.defaults.get("recompute", "none"))
     if start != "none":
         return [replace(base, recompute=start)]
-    held = -(-model.layers // base.pp)
-    some = sorted({-(-held * quarter // 4) for quarter in (1, 2, 3)} - {held})
-    return [
-        replace(base, recompute="none"),
-        *(replace(base, recompute="modules", recompute_modules=modules) for modules in _MODULES[model.mixture]),
-        *(replace(base, recompute="full", recompute_layers=layers) for layers in some),
-        replace(base, recompute="full"),
-    ]
+    held = -(-model.layers // base.stages)
+    quarter, half, most = (
+        replace(base, recompute="full", recompute_layers=-(-held * share // 4)) for share in (1, 2, 3)
+    )
+    little, *more = (
+        replace(base, recompute="modules", recompute_modules=modules) for modules in _MODULES[model.mixture]
+    )
+    return [replace(base, recompute="none"), little, quarter, half, *more, most, replace(base, recompute="full")]
 
 
 def _stated_recompute(
@@ -323,7 +323,7 @@ def _stated_recompute(
         return replace(base, recompute="full")
     share = framework.defaults.get("selective_layers_fraction")
     if kind == "selective" and share:
-        return replace(base, recompute="full", recompute_layers=max(1, round(float(share) * model.layers / base.pp)))
+        return replace(base, recompute="full", recompute_layers=max(1, round(float(share) * model.layers / base.stages)))
     if kind == "modules":
         modules, unknown = recompute_modules(row.recompute_detail)
         if unknown or not modules:

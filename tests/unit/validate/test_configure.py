@@ -120,7 +120,7 @@ def test_unstated_interleaving_and_expert_parallelism_where_the_framework_has_th
 def test_unstated_recompute_is_a_ladder_and_stated_is_not() -> None:
     rungs = configured(recompute=None).rungs
     assert [(rung[0].recompute, rung[0].recompute_layers) for rung in rungs] == [
-        ("none", 0), ("modules", 0), ("modules", 0), ("full", 1), ("full", 2), ("full", 3), ("full", 0),
+        ("none", 0), ("modules", 0), ("full", 1), ("full", 2), ("modules", 0), ("full", 3), ("full", 0),
     ]  # fmt: skip
     assert len(configured(recompute="none").rungs) == 1
 
