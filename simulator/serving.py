@@ -61,7 +61,7 @@ class Serving:
     output_tokens_per_s: float
     """All replicas, prefill of the sequences that follow included."""
     output_tokens_per_s_per_device: float
-    usd_per_million_output_tokens: float | None
+    usd_per_million_tokens: float | None
     weight_bytes: float
     """Of the fullest rank."""
     kv_bytes_per_token: float
@@ -110,7 +110,7 @@ def serve(
         model=model.name, cluster=cluster.name, devices=strategy.devices, replicas=strategy.dp,
         time_to_first_token_s=sum(prefill.seconds) + prefill.sends_s, time_per_output_token_s=step_s,
         output_tokens_per_s=rate, output_tokens_per_s_per_device=rate / strategy.devices,
-        usd_per_million_output_tokens=None if price is None else 1e6 * price * strategy.devices / 3600.0 / rate,
+        usd_per_million_tokens=None if price is None else 1e6 * price * strategy.devices / 3600.0 / rate,
         weight_bytes=memory["weights"], kv_bytes_per_token=each / (load.prompt_tokens + load.output_tokens),
         kv_bytes=memory["kv"], workspace_bytes=memory["workspace"], device_memory_bytes=cluster.device.memory_bytes,
         fits=memory["kv"] <= free, largest_batch=max(0, math.floor(free / each)),

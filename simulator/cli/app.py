@@ -19,6 +19,7 @@ COMMANDS = {
     "report": "One HTML file: tables, pictures, assumptions and sources.",
     "timeline": "What each pipeline rank does in one step, as a table and a picture.",
     "trace": "One step as a file that Perfetto opens.",
+    "fleet": "Several jobs on one cluster: placement and contention.",
     "serve": "Prefill, decode, cache and price of serving a model (a first step).",
     "sweep": "Every case of a file: grids and zips, in parallel, resumable.",
     "calibrate": "Measure this machine's kernels and collectives.",

@@ -12,7 +12,7 @@ def serving_text(answer: Serving) -> str:
     step_s = answer.time_per_output_token_s
     parts = sorted(answer.decode_parts_s.items(), key=lambda item: -item[1])
     whole_s = sum(answer.decode_parts_s.values())
-    price = answer.usd_per_million_output_tokens
+    price = answer.usd_per_million_tokens
     each = format_count(answer.output_tokens_per_s_per_device)
     held = [format_bytes(size) for size in (answer.weight_bytes, answer.kv_bytes, answer.workspace_bytes)]
     verdict = "fits" if answer.fits else "DOES NOT FIT"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from simulator.errors import ShardwiseError
 from simulator.estimate import estimate
 from simulator.project.training import Conditions, project
 from simulator.result import COMMUNICATION, COMPUTE, Estimate
-from simulator.spec.run import Run
+from simulator.spec.hardware import Cluster
+from simulator.spec.model import ModelSpec
+from simulator.spec.run import Framework, Run
 from simulator.spec.strategy import Strategy
 from simulator.sweep.what_if import changes_of, cluster_with, framework_with, model_with
 from simulator.units import parse_quantity
@@ -53,7 +55,19 @@ def _tupled(values: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
     }
 
 
-def _row(point: Mapping[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What a point asks about."""
+
+    model: ModelSpec
+    cluster: Cluster
+    run: Run
+    strategy: Strategy
+    framework: Framework
+
+
+def case_of_point(point: Mapping[str, Any]) -> Case:
+    """A point as values. dp is what tp, pp and cp leave unless it is given. Raises InputError for unknown names."""
     model = model_with(point["model"], changes_of(point, "model"))
     cluster = cluster_with(
         point["cluster"], point.get("nodes"), changes_of(point, "cluster"), changes_of(point, "device"),
@@ -65,7 +79,12 @@ def _row(point: Mapping[str, Any]) -> dict[str, Any]:
     if "dp" not in chosen:
         taken = chosen.get("tp", 1) * chosen.get("pp", 1) * chosen.get("cp", 1)
         chosen["dp"] = max(cluster.devices // max(taken, 1), 1)
-    strategy = Strategy(**chosen)
+    return Case(model, cluster, run, Strategy(**chosen), framework)
+
+
+def _row(point: Mapping[str, Any]) -> dict[str, Any]:
+    case = case_of_point(point)
+    model, cluster, run, strategy, framework = case.model, case.cluster, case.run, case.strategy, case.framework
     price = parse_quantity(point["price"], "price") if "price" in point else cluster.price_usd_per_device_hour or None
     if "tokens" not in point:
         answer = estimate(model, cluster, run, strategy, framework=framework)
