@@ -189,6 +189,8 @@ def _check_pipeline(model: ModelSpec, strategy: Strategy, complaints: Complaints
     elif stages > layers:
         complaints.add(f"pp({strategy.pp}) * vp({strategy.vp}) = {stages} stages, but {model.name} has {layers} "
                        "layers.", where="pp", hint=f"At most {layers} stages.")  # fmt: skip
+    if strategy.offload_inputs and strategy.recompute != "full":
+        complaints.add(f"offload_inputs needs recompute = full, not {strategy.recompute}.", where="offload_inputs")
     if strategy.recompute_layers and strategy.recompute != "full":
         complaints.add(f"recompute_layers({strategy.recompute_layers}) needs recompute = full, not "
                        f"{strategy.recompute}.", where="recompute_layers")  # fmt: skip

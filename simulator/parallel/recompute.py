@@ -20,13 +20,15 @@ class Policy:
     """`full` recomputes whole layers; otherwise the modules named are recomputed."""
 
     full: bool = False
+    offloaded: bool = False
+    """The layer inputs that full recomputation keeps are in host memory."""
     modules: frozenset[str] = frozenset()
 
 
 def policy_of(strategy: Strategy) -> Policy:
     """The policy of a strategy's recompute option."""
     if strategy.recompute == "full":
-        return Policy(full=True)
+        return Policy(full=True, offloaded=strategy.offload_inputs)
     if strategy.recompute == "selective":
         return Policy(modules=SELECTIVE)
     if strategy.recompute == "modules":
@@ -37,7 +39,7 @@ def policy_of(strategy: Strategy) -> Policy:
 def saved_tensors(segment: Segment, policy: Policy) -> tuple[Saved, ...]:
     """Tensors kept from forward to backward by one micro-batch of a segment."""
     if policy.full and segment.recomputable:
-        return (Saved(name=f"{segment.name}.input", bytes=segment.input_bytes, boundary=True),)
+        return () if policy.offloaded else (Saved(name=f"{segment.name}.input", bytes=segment.input_bytes, boundary=True),)
     return tuple(
         saved
         for operation in segment.operations

@@ -60,7 +60,10 @@ class Strategy:
     recompute_modules: tuple[str, ...] = ()
     """With recompute = "modules": which of RECOMPUTE_MODULES."""
     recompute_layers: int = 0
-    """With recompute = "full": layers per rank that are recomputed; 0 is all."""
+    """With recompute = "full": layers of each of the pp * vp stages that are recomputed; 0 is all."""
+    offload_inputs: bool = False
+    """With recompute = "full": the layer inputs that it keeps wait in host memory (MaxText decoder_layer_input =
+    offload). Their transfers are taken as hidden: 2 bytes per element against the work of a whole layer."""
     order: tuple[str, ...] = AXES
     """Placement: axes from the innermost (neighbouring ranks) outwards."""
     layers_per_stage: tuple[int, ...] = ()

@@ -48,6 +48,7 @@ _STRATEGY_NOTES: tuple[tuple[str, str, object], ...] = (
     (r"EP overlap ON|1f1b overlap", "overlap_moe", True),
     (r"EP overlap OFF", "overlap_moe", False),
     (r"gradient bucketing off", "overlap_grad_reduce", False),
+    (r"decoder_layer_input=offload", "offload_inputs", True),
 )
 
 
