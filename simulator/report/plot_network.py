@@ -67,7 +67,8 @@ def network_figure(cluster: Cluster, axes: Sequence[AxisSurvey]) -> Figure:
     grid = figure.subplots(ceil(panels / columns), columns, squeeze=False)
     places = list(grid.flat)
     _draw(places[0], sketch, {})
-    places[0].set_title(f"{cluster.name}: {cluster.devices:,} devices", loc="left")
+    part = f", {len(sketch.devices)} drawn" if len(sketch.devices) < cluster.devices else ""
+    places[0].set_title(f"{cluster.name}: {cluster.devices:,} devices{part}", loc="left")
     slowest_s = max((load.drain_s for axis in axes for load in axis.loads), default=1.0)
     shades = colormaps["YlOrRd"]
     scale = ScalarMappable(Normalize(0.0, slowest_s * 1e3), shades)
@@ -80,7 +81,7 @@ def network_figure(cluster: Cluster, axes: Sequence[AxisSurvey]) -> Figure:
         place.set_axis_off()
     if axes:
         size = format_bytes(axes[0].size_bytes)
-        figure.colorbar(scale, ax=places, shrink=0.6, label=f"milliseconds until {size} per rank have drained")
+        figure.colorbar(scale, ax=places, shrink=0.6, label=f"ms to drain {size} per rank")
     return figure
 
 
