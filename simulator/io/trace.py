@@ -71,7 +71,9 @@ def _kept(answer: Estimate, ranks: Sequence[int]) -> Columns:
     if ranks:
         keep = np.isin(table["rank"], np.asarray(ranks))
         table = {name: column[keep] for name, column in table.items()}
-    events = 2 * len(table["rank"])
+    # Slices, both ends of every arrow, and a counter where a forward or backward changes what is held.
+    of_stream = {stream: int((table["stream"] == stream).sum()) for stream in ("compute", "receive")}
+    events = len(table["rank"]) + 2 * of_stream["receive"] + of_stream["compute"]
     if events > MAX_EVENTS:
         hint = "--ranks 0,1 keeps the streams of a few pipeline ranks."
         raise InputError([Problem(f"{events:,} events are more than viewers load ({MAX_EVENTS:,}).", "--ranks", hint)])

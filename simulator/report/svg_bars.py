@@ -62,7 +62,7 @@ def memory_scene(answer: Estimate, width: int) -> Scene:
     x = left + limit * scale
     shapes += [
         line(x, top - 4, x, bottom, "limit"),
-        text(x, top - 8, f"limit {format_bytes(limit)}", "axis strong", "end"),
+        text(x, top - 8, f"limit {format_bytes(limit)}", "axis strong", "end" if x > 120 else "start"),
         text(width - right, bottom + 28, "GiB per device, by pipeline rank", "axis", "end"),
     ]
     verdict = "fits" if answer.fits else "does not fit"

@@ -358,7 +358,8 @@ def test_it_stands_on_any_width_in_light_and_dark(browser: Browser, server: Expl
 
 def test_every_word_of_a_picture_is_inside_it(browser: Browser, server: Explorer) -> None:
     mixture = {**MIXTURE, "etp": "2", "ep": "4", "cp": "2", "recompute": "full"}
-    for width, state in ((360, {}), (1300, {}), (360, mixture), (820, mixture)):
+    too_large = {**SMALL, "model": "gpt3-175b", "nodes": "1", "tp": "8", "pp": "1"}
+    for width, state in ((360, {}), (1300, {}), (360, mixture), (820, mixture), (360, too_large)):
         context = browser.new_context(viewport={"width": width, "height": 800})
         page = context.new_page()
         visit(page, server, **state)
