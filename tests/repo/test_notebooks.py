@@ -1,0 +1,67 @@
+"""Every lesson runs from top to bottom, and stands in the repository as it came out of a run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+sys.path.insert(0, str(ROOT / "tools"))
+
+import run_notebooks  # noqa: E402
+
+
+def _name(path: Path) -> str:
+    return path.stem
+
+
+@pytest.fixture(params=LESSONS, ids=_name)
+def lesson(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.param
+    return path
+
+
+def _code(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_there_are_eight_lessons() -> None:
+    assert [path.stem[:2] for path in LESSONS] == [f"{number:02d}" for number in range(1, 9)]
+
+
+@pytest.mark.loopback
+@pytest.mark.filterwarnings("ignore")
+def test_a_lesson_runs_from_top_to_bottom(lesson: Path) -> None:
+    fresh = run_notebooks.executed(lesson)
+    assert [cell.execution_count for cell in _code(fresh)] == list(range(1, len(_code(fresh)) + 1))
+
+
+def test_a_lesson_is_stored_with_its_outputs_in_order(lesson: Path) -> None:
+    stored = nbformat.read(lesson, as_version=4)
+    assert [cell.execution_count for cell in _code(stored)] == list(range(1, len(_code(stored)) + 1))
+    assert not [o for cell in _code(stored) for o in cell.outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    assert sum("image/png" in o.get("data", {}) for cell in _code(stored) for o in cell.outputs) >= 1
+
+
+def test_a_lesson_opens_with_what_it_is_about_and_ends_with_checked_exercises(lesson: Path) -> None:
+    stored = nbformat.read(lesson, as_version=4)
+    first = stored.cells[0].source
+    assert first.startswith(f"# {int(lesson.stem[:2])}. ")
+    text = "\n".join(cell.source for cell in stored.cells)
+    assert "**Notation" in text or "| symbol |" in text or lesson.stem.startswith("08")
+    exercises = text.partition("## Exercises")[2]
+    assert exercises.count("assert") >= 3
+
+
+def test_what_a_run_stores_does_not_depend_on_when_it_ran() -> None:
+    cell = nbformat.v4.new_code_cell("1", metadata={"execution": {"iopub.status.busy": "2020-01-01"}})
+    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"language_info": {"version": "3.11.2"}})
+    cleaned = run_notebooks.clean(notebook)
+    assert cleaned.cells[0].metadata == {}
+    assert cleaned.cells[0].id == "cell-00"
+    assert "version" not in cleaned.metadata.language_info
