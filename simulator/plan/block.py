@@ -15,14 +15,13 @@ from simulator.estimate import send_s, sends_block, splits_sends
 from simulator.parallel.lower import Stage
 from simulator.parallel.memory import (
     SegmentMemory,
-    buffer_bytes,
     overhead_bytes,
-    stage_activation_bytes,
-    working_set_bytes,
+    stage_memory,
+    static_bytes,
+    step_bytes,
 )
 from simulator.parallel.setting import Setting, groups_of
 from simulator.parallel.stage_cost import StageCost, stage_cost
-from simulator.parallel.states import HeldParameters, held_parameters, state_bytes
 from simulator.parallel.step_end import step_end
 from simulator.parallel.timing import PhaseTime, SegmentTime
 from simulator.plan.bounds import PAIRED
@@ -30,6 +29,7 @@ from simulator.plan.space import Columns, strategy_of
 from simulator.result import COMMUNICATION
 from simulator.schedule.bounds import BIDIRECTIONAL, FUSED
 from simulator.schedule.closed import peak_in_flight
+from simulator.spec.strategy import FREE_RUNNING
 
 if TYPE_CHECKING:
     from simulator.plan.score import Layout
@@ -60,11 +60,11 @@ class Block:
         self.parts = {name: table[index].T.copy() for name, table in tables.parts.items()}
         self.segments = {name: _gathered_segment(layout.segments[name], self.place) for name in self.parts}
         self.boundary_bytes = layout.boundary_bytes[self.place]
-        self.stages = self.columns["vp"] if mapping == "looped" else 2
+        self.ordered = tables.ordered
         self._costs: dict[tuple[str, bool], StageCost] = {}
         self._works: dict[tuple[str, bool, bool], tuple[Floats, Floats, Floats, Floats]] = {}
-        self._states: dict[int, Floats] = {}
-        self._kept: dict[str, tuple[Floats, Floats]] = {}
+        self._states: dict[int, tuple[Floats, Floats]] = {}
+        self._kept: dict[str, tuple[Floats, ...]] = {}
 
     def setting(self, recompute: str, zero: int) -> Setting:
         """The rows' degrees with their groups, under a recomputation and a ZeRO stage."""
@@ -83,46 +83,61 @@ class Block:
         counts = {name: np.einsum("dkn,kn->dn", self.holds, part) for name, part in self.parts.items()}
         return self._stage(counts)
 
-    @cached_property
-    def held(self) -> HeldParameters:
-        """Parameters by kind of rank."""
-        return held_parameters((self.rank_stage,))
-
     def _stage(self, counts: Mapping[str, Ints]) -> Stage:
         parts = tuple((self.segments[name], count) for name, count in counts.items())
-        return Stage(index=0, parts=parts, boundary_bytes=self.boundary_bytes)
+        return Stage(index=0, parts=parts, boundary_bytes=np.where(counts["head"] > 0, 0.0, self.boundary_bytes))
 
     def memory_bytes(self, recompute: str, zero: int, schedule: str) -> Floats:
-        """Peak memory of the fullest rank [B]."""
+        """Bytes that the fullest rank holds at least, when it holds most micro-batches [B].
+
+        Exact where a rank's stages are alike and the backward is one task. Otherwise each micro-batch counts with the
+        smallest of the rank's stages, and with what a split backward leaves if that is less.
+        """
         if zero not in self._states:
             self._states[zero] = self._state_bytes(zero)
-        if recompute not in self._kept:
-            self._kept[recompute] = self._kept_bytes(recompute)
-        each, fixed = self._kept[recompute]
+        kept, late, forward, backward = self._held(recompute)
         in_flight = peak_in_flight(
             schedule, pp=self.columns["pp"], micro_batches=self.micro_batches,
             rank=self.ranks[:, _FULLEST.get(schedule, 0)], vp=self.columns["vp"],
         )  # fmt: skip
-        allocated = (self._states[zero] + fixed + in_flight / self.stages * each).max(axis=0)
+        fused = schedule in FUSED
+        each = kept if fused else np.minimum(kept, late)
+        working = np.maximum(forward, backward) if fused else forward
+        static, step = self._states[zero]
+        allocated = (static + np.maximum(step, in_flight * each + working)).max(axis=0)
         return np.asarray(allocated + sum(overhead_bytes(allocated, self.framework).values()))
-
-    def _state_bytes(self, zero: int) -> Floats:
-        """Weights, gradients, optimizer and buffers by kind of rank [B]."""
-        setting = self.setting("none", zero)
-        states = sum(state_bytes(self.held, setting.run, setting.strategy, setting.framework).values())
-        edge = np.where(self.columns["pp"] * self.columns["vp"] > 1, self.boundary_bytes, 0.0)
-        return np.asarray(states + buffer_bytes(edge, self.held.total, setting))
 
     def least_bytes(self, zero: int) -> Floats:
         """What the fullest rank holds whatever its activations [B]."""
-        allocated = self._state_bytes(zero).max(axis=0)
+        static, step = self._state_bytes(zero)
+        allocated = (static + step).max(axis=0)
         return np.asarray(allocated + sum(overhead_bytes(allocated, self.framework).values()))
 
-    def _kept_bytes(self, recompute: str) -> tuple[Floats, Floats]:
-        """Bytes that one micro-batch keeps, and the working set, by kind of rank."""
-        memories = {name: _gathered_memory(self.layout.memories[recompute][name], self.place) for name in self.parts}
-        each = stage_activation_bytes(self.rank_stage, self.setting(recompute, 0).strategy, memories)
-        return np.asarray(each), np.asarray(working_set_bytes([self.rank_stage], memories))
+    def _state_bytes(self, zero: int) -> tuple[Floats, Floats]:
+        """What stands there all the time, and what the optimizer step needs, by kind of rank [B]."""
+        setting = self.setting("none", zero)
+        edge = np.where(self.columns["pp"] * self.columns["vp"] > 1, self.boundary_bytes, 0.0)
+        static = np.asarray(sum(static_bytes([self.rank_stage], edge, setting).values()))
+        return static, np.broadcast_to(np.asarray(step_bytes([self.rank_stage], setting), np.float64), static.shape)
+
+    def _held(self, recompute: str) -> tuple[Floats, ...]:
+        """By kind of rank the least of its stages' activations, of what a split backward leaves, and of the working
+        memory of a forward and of a backward [B].
+        """
+        if recompute not in self._kept:
+            memories = {name: _gathered_memory(self.layout.memories[recompute][name], self.place) for name in self.parts}
+            stage = self._stage(self.parts)
+            each = stage_memory(stage, self.setting(recompute, 0), memories)
+            shape = next(iter(self.parts.values())).shape
+            backward = each.backward_bytes if self.ordered else 0.0
+            sizes = (each.activation_bytes, each.late_bytes, each.forward_bytes, backward)
+            self._kept[recompute] = tuple(self._least(np.broadcast_to(np.asarray(size, np.float64), shape)) for size in sizes)
+        return self._kept[recompute]
+
+    def _least(self, sizes: Floats) -> Floats:
+        """The least over the kinds of stages that each kind of rank holds."""
+        least: Floats = np.where(self.holds > 0, sizes, np.inf).min(axis=1)
+        return least
 
     def cost(self, recompute: str, zero: int) -> StageCost:
         """Cost of each kind of stage, (kind, row) arrays. Only ZeRO-3 changes it."""
@@ -153,7 +168,7 @@ class Block:
         """Seconds that no run can beat: each rank's work, the way to it and back; neither sends nor step end [s]."""
         forward, backward, ahead, back = self.works(recompute, zero, paired=schedule in PAIRED)
         copies = 2 if schedule in BIDIRECTIONAL else 1
-        way = ahead + back if schedule in FUSED else ahead
+        way = ahead + back if schedule in FUSED else 0.0 if schedule in FREE_RUNNING else ahead
         return np.asarray((way + self.micro_batches / copies * (forward + backward)).max(axis=0))
 
     def fine_s(self, chosen: Mapping[str, Any]) -> Floats:
@@ -164,7 +179,7 @@ class Block:
         send = send_s(self.boundary_bytes, setting, split=splits_sends(setting.strategy, setting.framework))
         work = self.micro_batches / (2 if schedule in BIDIRECTIONAL else 1) * (forward + backward)
         tail = np.broadcast_to(self._tail_s(chosen, setting), work.shape)
-        bound = ahead + self.reach * send + work + tail
+        bound = work + tail if schedule in FREE_RUNNING else ahead + self.reach * send + work + tail
         if schedule in FUSED:
             blocking = sends_block(schedule, self.framework)
             held = np.maximum((self.micro_batches * self.sends - 1) * send, 0.0) if blocking else 0.0
@@ -225,7 +240,7 @@ def _gathered_time(time: SegmentTime, place: Ints) -> SegmentTime:
 
 
 def _gathered_memory(memory: SegmentMemory, place: Ints) -> SegmentMemory:
-    names = ("saved_bytes", "plain_bytes", "largest_bytes")
+    names = ("saved_bytes", "plain_bytes", "largest_bytes", "late_bytes")
     return SegmentMemory(**{name: _rows(getattr(memory, name), place) for name in names})
 
 

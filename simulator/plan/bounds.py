@@ -10,6 +10,7 @@ from simulator.parallel.step_end import step_end
 from simulator.plan.dealing import held_stages, mapping_of
 from simulator.result import COMMUNICATION
 from simulator.schedule.bounds import FUSED, lower_bound_s
+from simulator.spec.strategy import FREE_RUNNING
 
 PAIRED = ("dualpipe", "dualpipev")
 """Schedules that hide a task's communication beside another task's compute."""
@@ -40,6 +41,12 @@ def least_step_time_s(costed: Costed) -> float:
             blocking=transfers.blocking,
         )
     )  # fmt: skip
+    if strategy.schedule in FREE_RUNNING:
+        work = [
+            sum(_seconds(costed.costs[s], ("forward", "input_grad", "recompute", "weight_grad"), paired=False) for s in held)
+            for held in held_stages(mapping_of(strategy.schedule), strategy.pp, strategy.vp)
+        ]
+        return max(costed.program.micro_batches * w + tail for w, tail in zip(work, tails, strict=True))
     # Where every rank ends on a backward that the rank before waits for, the first rank ends last.
     return least + (tails[0] if strategy.schedule in FUSED else min(tails))
 

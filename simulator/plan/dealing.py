@@ -32,6 +32,8 @@ class Dealing:
     """
 
     parts: dict[str, Ints]
+    ordered: bool
+    """Every stage holds its segments in the order of `parts`."""
     holds: Ints
     before: Ints
     ranks: Ints
@@ -63,11 +65,12 @@ def held_stages(mapping: str, pp: int, vp: int) -> Held:
 def dealing(pieces: Pieces, pairs: Sequence[tuple[int, int]], mapping: str) -> Dealing:
     """The tables of some (pp, vp) pairs."""
     layouts = [_layout(pieces, pp, vp, mapping) for pp, vp in pairs]
-    names = {name for stage_kinds, *_ in layouts for counts in stage_kinds for name in counts}
+    placed = [segment.name for segment in (pieces.opening, *pieces.distinct, *pieces.closing)]
+    placed = list(dict.fromkeys([*placed, *(name for stage_kinds, *_ in layouts for kind in stage_kinds for name in kind)]))
     kinds = max(len(layout[0]) for layout in layouts)
     ranks = max(len(layout[1]) for layout in layouts)
     shape = (len(pairs), ranks, kinds)
-    parts = {name: np.zeros((len(pairs), kinds), np.int64) for name in sorted(names)}
+    parts = {name: np.zeros((len(pairs), kinds), np.int64) for name in placed}
     holds, before = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     places = np.zeros((len(pairs), ranks, 3), np.int64)
     reach, sends = np.zeros(shape[:2], np.int64), np.zeros(shape[:2], np.int64)
@@ -85,7 +88,8 @@ def dealing(pieces: Pieces, pairs: Sequence[tuple[int, int]], mapping: str) -> D
             places[pair, index] = (where[0], where[-1], min(where, key=lambda rank: abs(2 * rank - pp + 1)))
             reach[pair, index] = far
             sends[pair, index] = int(far > 0) + int(far < pp - 1)
-    return Dealing(parts=parts, holds=holds, before=before, ranks=places, reach=reach, sends=sends)
+    ordered = all(list(kind) == [name for name in placed if name in kind] for kinds_, *_ in layouts for kind in kinds_)
+    return Dealing(parts=parts, ordered=ordered, holds=holds, before=before, ranks=places, reach=reach, sends=sends)
 
 
 _Layout = tuple[list[Counter[str]], dict[tuple[int, ...], list[int]], list[int]]

@@ -102,7 +102,9 @@ class Layout:
         for start in range(0, len(self.rows), _BLOCK):
             part = np.arange(start, min(start + _BLOCK, len(self.rows)))
             block = Block(self, "looped", part)
-            least = np.min([block.least_bytes(zero) for zero in self.space.options["zero"]], axis=0)
+            base = self.rows[part] % self.space.bases
+            least = np.min([np.where(offered[base], block.least_bytes(zero), np.inf)
+                            for zero, offered in self.space.options["zero"].items()], axis=0)  # fmt: skip
             result[part] = least <= limit_bytes
         return result
 

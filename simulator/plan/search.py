@@ -102,6 +102,7 @@ class _Search:
             self._improve()
             self.pool.refine(self.ceiling_s())
         pool = self.pool
+        pool.close(math.inf)
         ranked = np.argsort(pool.bound_s, kind="stable") if self.timed else np.lexsort((pool.bound_s, pool.memory_bytes))
         self.order = ranked.tolist()
         return self._best_first(deadline)

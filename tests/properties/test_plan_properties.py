@@ -1,0 +1,187 @@
+"""The planner's answer is the optimum of every strategy run through the engine; its bounds and filters are safe."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import simulator as sim
+from simulator import catalog
+from simulator.errors import Infeasible, InputError
+from simulator.parallel.legal import check
+from simulator.plan.limits import Limits
+from simulator.plan.menus import PP_INSIDE_DP
+from simulator.plan.score import Question, layouts
+from simulator.plan.space import build_space
+from simulator.schedule.make import check_sizes
+from simulator.spec.strategy import SCHEDULES, Strategy
+from tests.support import a100, dgx, gpt, mixture
+
+TINY, SMALL, LARGE = 2.2e9, 4e9, 80e9
+"""Device memory [B]."""
+
+
+def _cluster(device, devices):
+    whole = dgx(max(devices // 8, 1), device)
+    if devices >= 8:
+        return whole
+    return replace(whole, devices_per_node=devices, tiers=(replace(whole.tiers[0], size=devices),))
+
+
+def _case(kind, memory_bytes, devices, batch):
+    models = {
+        "gpt": gpt(1024, 8, 16, vocab=8192, seq_len=1024),
+        "uneven": gpt(512, 7, 8, vocab=50257, seq_len=512, tied=False),
+        "deep": gpt(256, 12, 4, vocab=1024, seq_len=512),
+        "mixture": mixture(512, 4, 8, experts=4, expert_hidden=1024),
+        "wide": mixture(512, 6, 8, experts=8, expert_hidden=512),
+    }
+    device = replace(a100(), memory_bytes=memory_bytes)
+    return models[kind], _cluster(device, devices), sim.Run(global_batch=batch, seq_len=512)
+
+
+CASES = [
+    ("gpt", TINY, 4, 8), ("gpt", SMALL, 8, 16), ("gpt", LARGE, 16, 16), ("gpt", LARGE, 2, 4), ("gpt", TINY, 16, 24),
+    ("uneven", TINY, 4, 12), ("uneven", SMALL, 8, 16), ("uneven", LARGE, 16, 32), ("uneven", LARGE, 6, 12),
+    ("deep", TINY, 2, 6), ("deep", SMALL, 8, 8), ("deep", LARGE, 4, 16), ("deep", LARGE, 12, 12),
+    ("mixture", TINY, 4, 8), ("mixture", SMALL, 8, 8), ("mixture", LARGE, 8, 8), ("mixture", LARGE, 2, 8),
+    ("wide", TINY, 4, 4), ("wide", SMALL, 4, 8), ("wide", LARGE, 8, 4), ("wide", TINY, 8, 8),
+]  # fmt: skip
+CUT = {
+    "forbid": {"context_kind": ("ulysses", "all-gather"), "sequence_parallel": (False,), "recompute": ("selective",),
+               "order": (PP_INSIDE_DP,)},
+    "within": {"cp": (1, 2), "micro_batch": (1, 2), "vp": (1, 2), "etp": (1, 1)},
+    "allow": {"zero": (0, 1)},
+}  # fmt: skip
+"""Spaces small enough to run whole."""
+
+
+def _brute_force(model, cluster, run, limits):
+    """Every legal strategy through the engine: all that fit."""
+    space = build_space(model, cluster, run, catalog.load_framework(run.framework), limits)
+    strategies = list(space.strategies())
+    assert len(strategies) == space.legal
+    assert space.considered == space.legal + sum(space.rejected.values())
+    found = [sim.estimate(model, cluster, run, strategy) for strategy in strategies]
+    return [answer for answer in found if answer.fits], space
+
+
+@pytest.mark.parametrize(("kind", "memory_bytes", "devices", "batch"), CASES)
+def test_the_answer_is_the_optimum_of_all_strategies_run(kind, memory_bytes, devices, batch) -> None:
+    model, cluster, run = _case(kind, memory_bytes, devices, batch)
+    fitting, _ = _brute_force(model, cluster, run, Limits(**CUT))
+    if not fitting:
+        with pytest.raises(Infeasible):
+            sim.plan(model, cluster, run, **CUT)
+        return
+    plan = sim.plan(model, cluster, run, limit=3, **CUT)
+    best = sorted(answer.step_time_s for answer in fitting)[:3]
+    assert [entry.estimate.step_time_s for entry in plan] == pytest.approx(best, rel=1e-9)
+    assert plan.proof.optimal
+    assert plan.proof.fits >= len(fitting)
+    least = sim.plan(model, cluster, run, limit=1, objective="memory", **CUT)
+    assert least[0].estimate.peak_memory_bytes == min(answer.peak_memory_bytes for answer in fitting)
+
+
+@pytest.mark.parametrize("kind", ["gpt", "uneven", "mixture"])
+def test_every_schedule_is_searched_to_its_optimum(kind) -> None:
+    model, cluster, run = _case(kind, SMALL, 4, 16)
+    limits = {
+        "fix": {"micro_batch": 1, "sequence_parallel": True, "context_kind": "ring", "cp": 1, "etp": 1},
+        "allow": {"schedule": SCHEDULES, "zero": (1, 3)}, "within": {"pp": (2, 4), "vp": (1, 2)},
+        "forbid": {"recompute": ("selective",), "order": (PP_INSIDE_DP,)},
+    }  # fmt: skip
+    fitting, space = _brute_force(model, cluster, run, Limits(**limits))
+    assert {answer.strategy["schedule"] for answer in fitting} >= {"gpipe", "zbv", "dualpipe", "chimera"}
+    plan = sim.plan(model, cluster, run, limit=5, **limits)
+    best = sorted(answer.step_time_s for answer in fitting)[:5]
+    assert [entry.estimate.step_time_s for entry in plan] == pytest.approx(best, rel=1e-9)
+    _check_bounds(model, cluster, run, space)
+
+
+@pytest.mark.parametrize("kind", ["gpt", "uneven", "deep", "wide"])
+def test_bounds_never_exceed_the_engine_and_memory_never_exceeds_the_estimate(kind) -> None:
+    model, cluster, run = _case(kind, LARGE, 8, 16)
+    _check_bounds(model, cluster, run, build_space(model, cluster, run, catalog.load_framework(run.framework), Limits()))
+
+
+def _check_bounds(model, cluster, run, space) -> None:
+    question = Question(model=model, cluster=cluster, run=run, framework=catalog.load_framework(run.framework))
+    chance = random.Random(7)
+    checked = 0
+    for layout, orders, _ in layouts(space, question, space.rows(), np.inf):
+        for scores in layout.scores(orders, lambda: np.inf):
+            for index in chance.sample(range(len(scores.positions)), min(2, len(scores.positions))):
+                position = scores.positions[index]
+                strategy = space.strategy(int(layout.rows[position]), scores.chosen)
+                answer = sim.estimate(model, cluster, run, strategy)
+                fine = layout.fine_s(scores.chosen, np.array([position]))[0]
+                assert layout.least_s[position] <= answer.step_time_s * (1 + 1e-9), strategy
+                assert scores.bound_s[index] <= fine * (1 + 1e-9), strategy
+                assert fine <= answer.step_time_s * (1 + 1e-9), strategy
+                assert scores.memory_bytes[index] <= answer.peak_memory_bytes * (1 + 1e-9), strategy
+                checked += 1
+    assert checked > 20
+
+
+@pytest.mark.parametrize("kind", ["gpt", "uneven", "mixture"])
+def test_the_columns_follow_the_same_rules_as_a_single_strategy(kind) -> None:
+    model, cluster, run = _case(kind, LARGE, 12, 24)
+    limits = Limits(allow={"tp": (1, 2, 3, 4, 6, 12), "zero": (0, 1), "schedule": SCHEDULES, "etp": (1, 2, 3, 4)})
+    space = build_space(model, cluster, run, catalog.load_framework(run.framework), limits)
+    legal = set(space.strategies())
+    chance = random.Random(3)
+    for strategy in chance.sample(sorted(legal, key=repr), 60):
+        assert _runs(model, cluster, run, strategy), strategy
+    refused = 0
+    for _ in range(400):
+        strategy = _random_strategy(chance)
+        if not _runs(model, cluster, run, strategy):
+            refused += 1
+            assert strategy not in legal
+    assert refused > 100
+
+
+def _random_strategy(chance) -> Strategy:
+    tp, pp = chance.choice((1, 2, 3, 4)), chance.choice((1, 2, 3))
+    return Strategy(
+        tp=tp, pp=pp, dp=12 // (tp * pp) or 1, vp=chance.choice((1, 2, 3)), ep=chance.choice((1, 2, 4)),
+        micro_batch=chance.choice((1, 2, 3)), schedule=chance.choice(SCHEDULES), zero=chance.choice((0, 1)),
+    )  # fmt: skip
+
+
+def _runs(model, cluster, run, strategy) -> bool:
+    try:
+        check(model, cluster, run, strategy)
+        check_sizes(strategy.schedule, pp=strategy.pp, vp=strategy.vp,
+                    micro_batches=run.global_batch // (strategy.dp * strategy.micro_batch))  # fmt: skip
+    except InputError:
+        return False
+    return True
+
+
+def test_a_larger_space_never_gives_a_worse_best_and_equal_input_gives_equal_bytes() -> None:
+    model, cluster, run = _case("gpt", SMALL, 8, 16)
+    small = sim.plan(model, cluster, run, limit=2, within={"tp": (1, 2)}, forbid={"recompute": ("none",)})
+    large = sim.plan(model, cluster, run, limit=2, allow={"schedule": SCHEDULES})
+    assert large[0].estimate.step_time_s <= small[0].estimate.step_time_s
+    again = sim.plan(model, cluster, run, limit=2, allow={"schedule": SCHEDULES})
+    first, second = ({**plan.to_dict(), "wall_s": 0.0} for plan in (large, again))
+    assert first == second
+
+
+def test_large_spaces_are_cut_early_without_losing_the_best() -> None:
+    from simulator.plan.search import OBJECTIVES, search
+
+    model, cluster, run = _case("wide", LARGE, 8, 16)
+    software = catalog.load_framework(run.framework)
+    space = build_space(model, cluster, run, software, Limits())
+    question = Question(model=model, cluster=cluster, run=run, framework=software)
+    whole, cut = (
+        search(space, question, OBJECTIVES["step_time"], limit=2, time_limit_s=1e9, exhaustive=size) for size in (10**9, 0)
+    )
+    assert [each.key for each in whole.found] == [each.key for each in cut.found]
+    assert cut.scored < whole.scored
