@@ -224,7 +224,8 @@ def memory_of(lowered: Lowered) -> Memory:
         parts = {**static[rank], "activations": activations, "working_set": working}
         if step[rank] > activations + working:
             parts["optimizer_step"] = step[rank] - activations - working
-        ranks.append(parts | overhead_bytes(sum(parts.values()), setting.framework))
+        outside = overhead_bytes(sum(parts.values()), setting.framework)
+        ranks.append(parts | {name: float(value) for name, value in outside.items()})
     totals = [sum(parts.values()) for parts in ranks]
     fullest = totals.index(max(totals))
     return Memory(

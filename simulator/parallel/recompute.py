@@ -39,7 +39,8 @@ def policy_of(strategy: Strategy) -> Policy:
 def saved_tensors(segment: Segment, policy: Policy) -> tuple[Saved, ...]:
     """Tensors kept from forward to backward by one micro-batch of a segment."""
     if policy.full and segment.recomputable:
-        return () if policy.offloaded else (Saved(name=f"{segment.name}.input", bytes=segment.input_bytes, boundary=True),)
+        kept = Saved(name=f"{segment.name}.input", bytes=segment.input_bytes, boundary=True)
+        return () if policy.offloaded else (kept,)
     return tuple(
         saved
         for operation in segment.operations

@@ -119,7 +119,8 @@ def state_bytes(held: HeldParameters, run: Run, strategy: Strategy, framework: F
     """Weights, gradients and optimizer of one rank [B].
 
     ZeRO-1 divides the optimizer by d, ZeRO-2 also the gradients, ZeRO-3 also the weights; ZeRO-3 adds the gathered
-    parameters of the segment at work and of the one prefetched, and quantised copies only of those.
+    parameters of the segment at work and of the one prefetched (all, where they are kept after forward), and quantised
+    copies only of those.
     """
     sharded = owned_parameters(held, strategy)
 
@@ -133,8 +134,11 @@ def state_bytes(held: HeldParameters, run: Run, strategy: Strategy, framework: F
         "optimizer": part(optimizer_bytes(run, framework), 1),
     }
     if strategy.zero == 3:
-        gathered = held.largest_segment * parameter_bytes(run) + held.largest_layer * copy_bytes
-        result["gathered_parameters"] = 2 * gathered
+        own = parameter_bytes(run)
+        if strategy.reshard_after_forward:
+            result["gathered_parameters"] = 2 * (held.largest_segment * own + held.largest_layer * copy_bytes)
+        else:
+            result["gathered_parameters"] = held.total * own + held.layers * copy_bytes
     else:
         result["weights"] = result["weights"] + copy_bytes * held.layers
     return result

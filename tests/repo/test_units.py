@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 UNITS = (
-    "s", "seconds", "ms", "us", "bytes", "gib", "flops", "watts", "joules", "kwh", "kg", "nats", "usd", "hours", "days", "inches",
-    "fraction", "share", "ratio", "efficiency", "rate", "factor", "probability",
+    "s", "seconds", "ms", "us", "bytes", "gib", "flops", "watts", "joules", "kwh", "kg", "nats", "usd", "hours", "days",
+    "inches", "fraction", "share", "ratio", "efficiency", "rate", "factor", "probability",
 )  # fmt: skip
 PER = re.compile(r"(?:^|_)(s|bytes|flops|usd|tokens|watts|kg)_per_[a-z]+(_[a-z]+)?$")
 DIMENSIONLESS = {
@@ -39,6 +39,7 @@ ELSEWHERE = {
     "Curve.alone": "true or false",
     "HeldParameters.dense": "parameters",
     "HeldParameters.expert": "parameters",
+    "HeldParameters.largest_layer": "parameters",
     "HeldParameters.largest_segment": "parameters",
     "HeldParameters.replicated": "parameters",
     "Jitter.stragglers": "a share of the ranks",
