@@ -39,15 +39,16 @@ def write_trace(answer: Estimate, path: Path, *, ranks: Sequence[int] = (), forc
     """
     count = {"ranks": 0, "slices": 0, "flows": 0, "counters": 0}
     kind = {"M": "", "X": "slices", "s": "flows", "f": "", "C": "counters"}
+    encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
     table = _kept(answer, ranks)
     with (
         replaced(path, force=force) as raw,
-        gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as packed,
+        gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0, compresslevel=5) as packed,
         io.TextIOWrapper(packed, encoding="ascii") as text,
     ):
         text.write('{"displayTimeUnit":"ms","traceEvents":[')
         for index, event in enumerate(_events(answer, table)):
-            text.write((",\n" if index else "\n") + json.dumps(event, allow_nan=False, separators=(",", ":")))
+            text.write((",\n" if index else "\n") + encode(event))
             if kind[event["ph"]]:
                 count[kind[event["ph"]]] += 1
             count["ranks"] += event["name"] == "process_name"
@@ -71,9 +72,9 @@ def _kept(answer: Estimate, ranks: Sequence[int]) -> Columns:
     if ranks:
         keep = np.isin(table["rank"], np.asarray(ranks))
         table = {name: column[keep] for name, column in table.items()}
-    # Slices, both ends of every arrow, and a counter where a forward or backward changes what is held.
+    # Slices, both ends of every arrow, and what is held from the start and from the end of a task on.
     of_stream = {stream: int((table["stream"] == stream).sum()) for stream in ("compute", "receive")}
-    events = len(table["rank"]) + 2 * of_stream["receive"] + of_stream["compute"]
+    events = len(table["rank"]) + 2 * (of_stream["receive"] + of_stream["compute"])
     if events > MAX_EVENTS:
         hint = "--ranks 0,1 keeps the streams of a few pipeline ranks."
         raise InputError([Problem(f"{events:,} events are more than viewers load ({MAX_EVENTS:,}).", "--ranks", hint)])
@@ -136,8 +137,11 @@ def _flows(answer: Estimate, table: Columns) -> Iterator[Event]:
 def _counters(answer: Estimate, kept: list[int]) -> Iterator[Event]:
     curve = memory_curve(answer)
     for rank in kept:
-        for time_s, held_bytes in zip(*(column.tolist() for column in curve.of_rank(rank)), strict=True):
-            yield {"ph": "C", "name": "memory", "pid": rank, "ts": _us(time_s), "args": {"bytes": round(held_bytes)}}
+        time_s, held_bytes = curve.of_rank(rank)
+        # Of several changes at one moment a viewer keeps one: the last.
+        last = np.append(time_s[1:] > time_s[:-1], True)
+        for moment_s, held in zip(time_s[last].tolist(), held_bytes[last].tolist(), strict=True):
+            yield {"ph": "C", "name": "memory", "pid": rank, "ts": _us(moment_s), "args": {"bytes": round(held)}}
 
 
 def _us(seconds: float) -> float:
