@@ -26,7 +26,7 @@ class Fitted:
 
 
 def fit_kernels(rows: Sequence[Mapping[str, Any]]) -> Fitted:
-    """Medians over rounds, then a sum per family whose charge is terms, and a curve per kernel whose charge is bytes."""
+    """Medians over rounds, then a sum per family (charged terms) and a curve per kernel (charged bytes)."""
     sums: dict[str, list[tuple[Mapping[str, float], float]]] = defaultdict(list)
     points: dict[str, list[tuple[float, float]]] = defaultdict(list)
     spreads = []

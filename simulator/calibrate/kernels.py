@@ -42,7 +42,7 @@ class Bench:
 
 def benches(dtype: str, *, quick: bool, seed: int = 1) -> list[Bench]:
     """Every bench of a dtype. bf16 has no fast units on most CPUs: half as many sizes are enough."""
-    dice = random.Random(seed)
+    dice = random.Random(seed)  # noqa: S311
     kind = DTYPES[dtype]
     share = (0.4 if quick else 1.0) * (1.0 if dtype == "fp32" else 0.5)
     many = lambda count: max(4, round(count * share))  # noqa: E731
@@ -108,7 +108,8 @@ def _batched(dice: random.Random, dtype: str, kind: torch.dtype) -> Bench:
 def _attention(dice: random.Random, dtype: str, kind: torch.dtype, causal: bool) -> Bench:
     """Heads as a projection leaves them: [batch, tokens, heads, dim], seen as [batch, heads, tokens, dim]."""
     while True:
-        b, h, s, d = dice.choice((1, 2, 3, 6)), dice.choice((2, 3, 5, 7)), _multiple(dice, 48, 900), dice.choice((32, 48, 64, 96))  # noqa: E501
+        b, h = dice.choice((1, 2, 3, 6)), dice.choice((2, 3, 5, 7))
+        s, d = _multiple(dice, 48, 900), dice.choice((32, 48, 64, 96))
         if b * h * s * s * d * 4.0 <= LARGEST_FLOPS * (1.0 if dtype == "fp32" else 0.1):
             break
     family = "attention" + ("_causal" if causal else "")
@@ -116,8 +117,9 @@ def _attention(dice: random.Random, dtype: str, kind: torch.dtype, causal: bool)
         batch=b, heads=h, q_len=s, kv_len=s, width=2 * d, causal=causal).items()}
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        heads = [part.transpose(1, 2) for part in (q, k, v)]
-        return functional.scaled_dot_product_attention(*heads, is_causal=causal)
+        return functional.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=causal
+        )
 
     return Bench(make=_leaves(*[(b, s, h, d)] * 3, kind=kind), run=run, work=14.0 * b * h * s * s * d,
                  forward=(f"{family}.{dtype}", terms), backward=(f"{family}_grad.{dtype}", terms))  # fmt: skip
@@ -131,7 +133,8 @@ def moving(dice: random.Random, power: float) -> list[Bench]:
     x, two = (rows, width), (rows, 2 * width)
     cases = [
         _point("plain", [x, x], torch.add, elements, 12.0, None),
-        _point("layernorm", [x, (width,), (width,)], lambda a, w, b: functional.layer_norm(a, w.shape, w, b), elements, 8.0, 12.0),
+        _point("layernorm", [x, (width,), (width,)], lambda a, w, b: functional.layer_norm(a, w.shape, w, b),
+               elements, 8.0, 12.0),
         _point("rmsnorm", [x, (width,)], lambda a, w: functional.rms_norm(a, w.shape, w, 1e-5), elements, 8.0, 12.0),
         _point("softmax", [x, x], lambda a, b: torch.softmax(a * 0.1 + b, -1), elements, 40.0, 60.0),
         _point("cross_entropy", [x], _cross_entropy, elements, 36.0, 20.0),

@@ -41,8 +41,10 @@ def run_ranks(module: str, task: Mapping[str, Any], ranks: int, *, timeout_s: fl
         environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": path}
         logs = [(folder / f"{rank}.log").open("w", encoding="utf-8") for rank in range(ranks)]
         workers = [
-            subprocess.Popen([sys.executable, "-m", module, str(folder), str(rank), str(ranks)],
-                             env=environment, stdout=log, stderr=log)
+            subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                [sys.executable, "-m", module, str(folder), str(rank), str(ranks)],
+                env=environment, stdout=log, stderr=log,
+            )
             for rank, log in enumerate(logs)
         ]  # fmt: skip
         try:

@@ -101,7 +101,7 @@ def document(
 
 def collectives(network: list[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, list[list[float]]]]]:
     """Curves by clock, kind and ranks: medians over rounds, means over ranks."""
-    points: dict[str, Any] = {"wall": defaultdict(lambda: defaultdict(list)), "cpu": defaultdict(lambda: defaultdict(list))}
+    points: dict[str, Any] = {clock: defaultdict(lambda: defaultdict(list)) for clock in ("wall", "cpu")}
     keys = network[0]["times"]
     for key in keys:
         kind, count, size = key.split()
@@ -109,8 +109,10 @@ def collectives(network: list[Mapping[str, Any]]) -> dict[str, dict[str, dict[st
         for place, clock in enumerate(("wall", "cpu")):
             each = [statistics.median(pair[place] for pair in rounds) for rounds in held]
             points[clock][kind][count].append((float(size), statistics.mean(each)))
-    return {clock: {kind: {count: curve(found) for count, found in by_ranks.items()} for kind, by_ranks in kinds.items()}
-            for clock, kinds in points.items()}  # fmt: skip
+    return {
+        clock: {kind: {count: curve(found) for count, found in by.items()} for kind, by in kinds.items()}
+        for clock, kinds in points.items()
+    }
 
 
 def sharing(network: list[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

@@ -38,7 +38,9 @@ def command(*, device: str, out: Path, quick: bool, ranks: int, dtypes: tuple[st
         print_json(found)
         return
     machine = found["machine"]
-    click.echo(f"wrote {out}: {found['title']}, {found['device']['peak']['fp32']}, {found['device']['memory_bandwidth']}")
+    device_table = found["device"]
+    rates = f"{next(iter(device_table['peak'].values()))}, {device_table['memory_bandwidth']}"
+    click.echo(f"wrote {out}: {found['title']}, {rates}")
     click.echo(f"{machine['wall_s']:.0f} s, load {machine['load_before']:.1f} to {machine['load_after']:.1f}, "
                f"rounds within {machine['spread_fraction']:.1%}")  # fmt: skip
     for name, residual in found["kernels"]["residuals"].items():

@@ -16,6 +16,7 @@ before the first.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,8 @@ def collective_time_s(cluster: Cluster, kind: str, size_bytes: Number, group: Gr
     ranks beyond what was measured.
     """
     if kind not in cluster.curves:
-        raise InputError([Problem(f"{kind} was not measured on {cluster.name}.", "", did_you_mean(kind, cluster.curves))])
+        hint = did_you_mean(kind, cluster.curves)
+        raise InputError([Problem(f"{kind} was not measured on {cluster.name}.", "", hint)])
     by_ranks = cluster.curves[kind]
     counts = sorted(by_ranks)
     size, load = np.broadcast_arrays(np.asarray(group.size, dtype=float), np.asarray(size_bytes, dtype=float))
@@ -127,7 +129,7 @@ def collective_time_s(cluster: Cluster, kind: str, size_bytes: Number, group: Gr
         raise InputError([Problem(message, "", "Run `shardwise calibrate --ranks` with more.")])
     times = np.stack([np.asarray(curve_s(by_ranks[count], load)) for count in counts])
     result = times[0]
-    for index, (low, high) in enumerate(zip(counts, counts[1:], strict=False)):
+    for index, (low, high) in enumerate(pairwise(counts)):
         share = np.clip((size - low) / (high - low), 0.0, 1.0)
         result = np.where(size > low, times[index] + share * (times[index + 1] - times[index]), result)
     result = np.where((size <= 1) | (load <= 0), 0.0, result)

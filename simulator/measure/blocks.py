@@ -34,8 +34,10 @@ class Attention(reference.Attention):
     def _core(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
         if not self.setting.kernels.fused_attention:
             return super()._core(q, k, v, bias, mask)
-        heads = [part.transpose(1, 2) for part in (q, k, v)]
-        return functional.scaled_dot_product_attention(*heads, is_causal=self.spec.causal).transpose(1, 2)
+        result = functional.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=self.spec.causal
+        )
+        return result.transpose(1, 2)
 
 
 TRAINED = {reference.Norm: Norm, reference.Linear: Linear, reference.Attention: Attention}

@@ -43,7 +43,8 @@ def groups_for(strategy: Strategy, rank: int) -> Groups:
         by_axis[axis] = _strided(strategy.devices, size, stride, rank)
         stride *= size
     by_axis["ep"] = _strided(strategy.devices, strategy.ep, strategy.tp * strategy.cp, rank)
-    by_axis["edp"] = _strided(strategy.devices, strategy.dp // strategy.ep, strategy.tp * strategy.cp * strategy.ep, rank)
+    outer = strategy.tp * strategy.cp * strategy.ep
+    by_axis["edp"] = _strided(strategy.devices, strategy.dp // strategy.ep, outer, rank)
     by_axis["dp_cp"] = _strided(strategy.devices, strategy.dp * strategy.cp, strategy.tp, rank)
     return Groups(by_axis=by_axis, place=place)
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simulator import catalog
-from simulator.estimate import Lowered, executed_flops_per_step, memory_of, rank_stages, run_step, time_of
 from simulator.cluster.network import collective_time_s
+from simulator.estimate import Lowered, executed_flops_per_step, memory_of, rank_stages, run_step, time_of
 from simulator.measure.suite import Case, model_of
 from simulator.parallel.legal import check
 from simulator.parallel.stage_cost import StageCost
@@ -16,11 +16,9 @@ from simulator.spec.machine_file import Clock, read_machine
 from simulator.spec.reading import read_document
 
 
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """One case. `cpu_s` is summed over ranks; `one_rate_cpu_s` is FLOPs over the best product's rate, for comparison."""
+    """One case. `cpu_s` is summed over ranks; `one_rate_cpu_s` is FLOPs over the best product's rate."""
 
     cpu_s: float
     matrix_cpu_s: float
@@ -63,8 +61,9 @@ def cpu_seconds(lowered: Lowered, case: Case) -> float:
         for stage in rank_stages(lowered.order, rank):
             total += lowered.program.micro_batches * _stage_s(lowered.costs[stage])
         total += float(lowered.ends[rank].total_s + lowered.ends[rank].hidden_s)
-    for stage in lowered.program.stages[:-1]:
-        once = collective_time_s(lowered.setting.cluster, "send", float(stage.boundary_bytes), lowered.setting.groups["pp"])
+    setting = lowered.setting
+    for before in lowered.program.stages[:-1]:
+        once = collective_time_s(setting.cluster, "send", float(before.boundary_bytes), setting.groups["pp"])
         # Forward and backward, and both ends of each message.
         total += lowered.program.micro_batches * 4.0 * float(once)
     return total * strategy.tp * strategy.cp * strategy.dp

@@ -38,7 +38,7 @@ class Case:
         micro_batches = self.run.global_batch // (s.micro_batch * s.dp)
         words = [*degrees, f"zero{s.zero}" if s.zero else "", s.schedule if s.pp > 1 else "",
                  f"m{micro_batches}" if micro_batches > 1 else "",
-                 "recompute" if s.recompute == "full" else "", self.run.attention if self.run.attention else "",
+                 "recompute" if s.recompute == "full" else "", self.run.attention or "",
                  self.run.precision if self.run.precision != "fp32" else "",
                  f"b{s.micro_batch}", f"s{self.run.seq_len}"]  # fmt: skip
         return " ".join([self.model, *filter(None, words)])
@@ -91,7 +91,8 @@ def _t5(name: str, width: int, heads: int, layers: int, vocab: int) -> ModelSpec
     decoder = LayerSpec(attention=_attention(width, heads, causal=True, bias=False),
                         cross_attention=_attention(width, heads, causal=False, bias=False), feed_forward=inner,
                         norms=3)  # fmt: skip
-    stacks = (StackSpec(role="encoder", runs=((encoder, layers),)), StackSpec(role="decoder", runs=((decoder, layers),)))
+    stacks = (StackSpec(role="encoder", runs=((encoder, layers),)),
+              StackSpec(role="decoder", runs=((decoder, layers),)))  # fmt: skip
     return _model(name, width, vocab, stacks, norm="rmsnorm")
 
 
@@ -149,17 +150,20 @@ def _single() -> list[Case]:
 
 
 def _double() -> list[Case]:
-    cases = [case("gpt-1m", 8, 128, **how) for how in (
-        {"dp": 2}, {"tp": 2}, {"dp": 2, "zero": 3}, {"pp": 2, "micro_batch": 2})]  # fmt: skip
+    tiny: tuple[dict[str, Any], ...] = (
+        {"dp": 2}, {"tp": 2}, {"dp": 2, "zero": 3}, {"pp": 2, "micro_batch": 2})  # fmt: skip
+    cases = [case("gpt-1m", 8, 128, **how) for how in tiny]
     for model, sequences, length in (("gpt-9m", 4, 256), ("llama-15m", 4, 128), ("gpt-42m", 4, 128)):
         cases += [case(model, sequences, length, **how) for how in (
             {"dp": 2}, {"tp": 2}, {"dp": 2, "zero": 3}, {"dp": 2, "zero": 1},
             {"pp": 2, "micro_batch": 1, "schedule": "gpipe"}, {"pp": 2, "micro_batch": 1})]  # fmt: skip
     cases += [
-        case("gpt-9m", 4, 256, pp=2, micro_batch=2), case("gpt-9m", 4, 256, pp=2, vp=3, micro_batch=1, schedule="interleaved"),
+        case("gpt-9m", 4, 256, pp=2, micro_batch=2),
+        case("gpt-9m", 4, 256, pp=2, vp=3, micro_batch=1, schedule="interleaved"),
         case("gpt-9m", 4, 256, dp=2, recompute="full"), case("gpt-9m", 4, 256, pp=2, micro_batch=1, recompute="full"),
         case("bert-17m", 2, 256, cp=2), case("bert-17m", 4, 256, dp=2), case("bert-17m", 4, 256, tp=2),
-        case("switch-20m", 4, 256, dp=2), case("switch-20m", 4, 256, dp=2, ep=2), case("switch-20m", 4, 256, dp=2, zero=3),
+        case("switch-20m", 4, 256, dp=2), case("switch-20m", 4, 256, dp=2, ep=2),
+        case("switch-20m", 4, 256, dp=2, zero=3),
         case("switch-20m", 4, 256, pp=2, micro_batch=2),
         case("t5-13m", 4, 128, dp=2), case("t5-13m", 4, 128, dp=2, zero=3),
         case("gpt-25m", 2, 64, dp=2), case("gpt-25m", 2, 64, tp=2), case("gpt-25m", 2, 64, dp=2, zero=3),
@@ -168,10 +172,11 @@ def _double() -> list[Case]:
 
 
 def _quadruple() -> list[Case]:
+    mixes: tuple[dict[str, Any], ...] = (
+        {"dp": 4}, {"tp": 4}, {"dp": 2, "tp": 2}, {"dp": 4, "zero": 3}, {"pp": 2, "tp": 2, "micro_batch": 2},
+        {"pp": 2, "dp": 2, "micro_batch": 2})  # fmt: skip
     return [
-        *(case("gpt-9m", 8, 256, **how) for how in (
-            {"dp": 4}, {"tp": 4}, {"dp": 2, "tp": 2}, {"dp": 4, "zero": 3}, {"pp": 2, "tp": 2, "micro_batch": 2},
-            {"pp": 2, "dp": 2, "micro_batch": 2})),
+        *(case("gpt-9m", 8, 256, **how) for how in mixes),
         case("gpt-42m", 4, 128, pp=4, micro_batch=1), case("gpt-42m", 4, 128, pp=2, tp=2, micro_batch=1),
         case("bert-17m", 4, 256, cp=2, dp=2), case("llama-15m", 4, 256, tp=2, dp=2),
         case("switch-20m", 8, 256, dp=4, ep=4), case("switch-20m", 8, 256, dp=4, ep=2),

@@ -1,4 +1,4 @@
-"""Measured steps as a table: one row a case, medians over interleaved rounds with their spread, and the machine's load."""
+"""Measured steps as a table: one row a case, medians over interleaved rounds with their spread, and the load."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def measured_case(
     wall_low, wall_high = (float(x) for x in np.percentile(wall, (25, 75)))
     return Measured(
         suite=suite, case=case, ranks=len(answers), rounds=rounds, cpu_s=statistics.median(cpu), cpu_low_s=low,
-        product_s=_middle(answers, case, "product"), memory_s=_middle(answers, case, "memory"), cpu_high_s=high, wall_s=statistics.median(wall), wall_low_s=wall_low, wall_high_s=wall_high,
+        cpu_high_s=high, wall_s=statistics.median(wall), wall_low_s=wall_low, wall_high_s=wall_high,
+        product_s=_middle(answers, case, "product"), memory_s=_middle(answers, case, "memory"),
         peak_memory_bytes=peak_memory_bytes, load=load,
     )  # fmt: skip
 

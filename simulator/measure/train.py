@@ -124,14 +124,15 @@ class Trainer:
         return tensor.requires_grad_(not gradient)
 
     def _reduce(self) -> None:
-        """Mean of the gradients over the ranks that share them: experts over their replicas, the rest over dp and cp."""
+        """Mean of the gradients over the ranks that share them: experts' replicas, dp and cp for the rest."""
         if self.flat:
             self.flat.scatter()
             return
-        experts, dense = [], []
+        experts: list[nn.Parameter] = []
+        dense: list[nn.Parameter] = []
         for part in self.parts.values():
             for name, value in part.named_parameters():
-                held = self.strategy.ep > 1 and ".moe.up" in name or ".moe.down" in name and self.strategy.ep > 1
+                held = self.strategy.ep > 1 and (".moe.up" in name or ".moe.down" in name)
                 (experts if held else dense).append(value)
         for parameters, group in ((dense, self.groups.by_axis["dp_cp"]), (experts, self.groups.by_axis["edp"])):
             if group is not None:

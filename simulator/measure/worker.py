@@ -30,7 +30,7 @@ def main() -> None:
     times: dict[str, list[dict[str, float]]] = {name: [] for name in trainers}
     order = list(trainers)
     for turn in range(task["rounds"] + 1):
-        random.Random(turn).shuffle(order)
+        random.Random(turn).shuffle(order)  # noqa: S311
         for name in order:
             timed = _timed(trainers[name], ranks)
             if turn:

@@ -5,36 +5,52 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+_CLASSES = (
+    "class", "cases", "mean error", "worst", "bias", "at the moment's speed: mean", "worst", "bias",
+    "spread of repeats", "one rate for all: mean error",
+)  # fmt: skip
+_CASES = (
+    "case", "ranks", "class", "measured CPU ms", "spread", "predicted", "error", "machine drift (product, memory)",
+    "error at that speed", "one rate",
+)  # fmt: skip
+
 
 def measured_text(scored: Sequence[Any], summary: Mapping[str, Any]) -> str:
-    """A table of cases and a summary, for a terminal and for a report alike (Markdown tables).
+    """A summary by class and a table of cases, for a terminal and for a report alike (Markdown tables).
 
     `scored` are `simulator.measure.score.Scored`, `summary` their summary.
     """
     return "\n".join([*_summary_lines(summary), "", *_case_lines(scored)])
 
 
+def _row(cells: Sequence[Any]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _head(names: Sequence[str]) -> list[str]:
+    return [_row(names), _row(["---"] * len(names))]
+
+
 def _summary_lines(summary: Mapping[str, Any]) -> list[str]:
-    lines = ["| class | cases | mean error | worst | bias | at the moment's speed: mean | worst | bias | "
-             "spread of repeats | one rate for all: mean error |", "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = _head(_CLASSES)
     for kind, s in summary["by_class"].items():
-        lines.append(f"| {kind} | {s['cases']} | {s['mean']:.1%} | {s['worst']:.1%} | {s['bias']:+.1%} | {s['drifted_mean']:.1%} | "
-                     f"{s['drifted_worst']:.1%} | {s['drifted_bias']:+.1%} | "
-                     f"{s['spread']:.1%} | {s['one_rate_mean']:.1%} |")  # fmt: skip
-    taus = summary["tau"]
-    if taus:
-        lines += ["", "Kendall's tau of the ranking of strategies, by model and batch: "
-                      + ", ".join(f"{name} {tau:.2f}" for name, tau in taus.items()) + "."]  # fmt: skip
+        drifted = [f"{s['drifted_mean']:.1%}", f"{s['drifted_worst']:.1%}", f"{s['drifted_bias']:+.1%}"]
+        lines.append(_row([kind, s["cases"], f"{s['mean']:.1%}", f"{s['worst']:.1%}", f"{s['bias']:+.1%}", *drifted,
+                           f"{s['spread']:.1%}", f"{s['one_rate_mean']:.1%}"]))  # fmt: skip
+    if summary["tau"]:
+        listed = ", ".join(f"{name} {tau:.2f}" for name, tau in summary["tau"].items())
+        lines += ["", f"Kendall's tau of the ranking of strategies, by model and batch: {listed}."]
     return lines
 
 
 def _case_lines(scored: Sequence[Any]) -> list[str]:
-    lines = ["| case | ranks | class | measured CPU ms | spread | predicted | error | machine drift | error at that speed | one rate |",
-             "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = _head(_CASES)
     for entry in scored:
         measured = entry.measured
-        lines.append(f"| {measured.case} | {measured.ranks} | {entry.kind} | {1e3 * measured.cpu_s:.0f} | "
-                     f"{measured.spread_fraction:.1%} | {1e3 * entry.predicted.cpu_s:.0f} | {entry.error:+.1%} | "
-                     f"{entry.product_drift - 1:+.1%} {entry.memory_drift - 1:+.1%} | {entry.drifted_error:+.1%} | "
-                     f"{entry.one_rate_error:+.1%} |")  # fmt: skip
+        drift = f"{entry.product_drift - 1:+.0%} {entry.memory_drift - 1:+.0%}"
+        lines.append(_row([
+            measured.case, measured.ranks, entry.kind, f"{1e3 * measured.cpu_s:.0f}",
+            f"{measured.spread_fraction:.1%}", f"{1e3 * entry.predicted.cpu_s:.0f}", f"{entry.error:+.1%}", drift,
+            f"{entry.drifted_error:+.1%}", f"{entry.one_rate_error:+.1%}",
+        ]))  # fmt: skip
     return lines

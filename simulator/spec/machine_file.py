@@ -7,6 +7,7 @@ every other file.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import PurePath
 from typing import Annotated, Literal
 
@@ -104,7 +105,7 @@ def _faults(file: MachineFile) -> Iterator[Fault]:
         for kind, by_ranks in kinds.items():
             tables |= {("collectives", clock, kind, ranks): points for ranks, points in by_ranks.items()}
     for key, points in tables.items():
-        for before, after in zip(points, points[1:], strict=False):
+        for before, after in pairwise(points):
             if after[0] <= before[0] or after[1] < before[1]:
                 yield key, f"{after} follows {before}: sizes must grow and times must not fall.", ""
                 break
@@ -151,7 +152,7 @@ def _device(file: MachineFile, name: str, source: str) -> Device:
         units=1,
         kernels=type(base)(constants=base.constants, provenance="fitted", source=source,
                            residuals=file.kernels.residuals, measured=measured),
-        sources={"status": "measured", **{key: source for key in known}},
+        sources={"status": "measured", **dict.fromkeys(known, source)},
     )  # fmt: skip
 
 

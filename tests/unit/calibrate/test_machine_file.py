@@ -1,0 +1,131 @@
+"""A calibrated machine file: read as a cluster by every command, refused with its line when wrong."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from simulator import catalog
+from simulator.calibrate.write import toml_text
+from simulator.cluster import measured
+from simulator.cluster.network import collective_time_s
+from simulator.cluster.placement import Group
+from simulator.errors import InputError
+
+SUM = {"call_s": 5e-6, "mnk_s": 2e-11, "mk_s": 3e-10, "kn_s": 1e-10, "mn_s": 6e-10}
+ATTENTION = {"call_s": 1e-5, "pair_width_s": 4e-11, "pair_s": 1e-10, "grid_s": 0.0, "row_s": 1e-10}
+CURVE = [[1000.0, 1e-6], [1e6, 5e-5], [1e8, 6e-3]]
+MACHINE: dict[str, Any] = {
+    "title": "a test machine", "generation": "cpu", "vendor": "none",
+    "machine": {"processor": "p", "cores": 2, "system": "s", "python": "3.11", "torch": "2.13.0", "date": "2026-01-01",
+                "ranks": 4, "wall_s": 1.0, "load_before": 0.0, "load_after": 0.0, "spread_fraction": 0.01,
+                "reference_s": {"product": 3e-3, "memory": 1.5e-3}},
+    "device": {"memory": "16 GiB", "memory_bandwidth": "20 GB/s", "vector": "50 GFLOP/s", "peak": {"fp32": "100 GFLOP/s"}},
+    "kernels": {
+        "sums": {"gemm.fp32": SUM, "batched_gemm.fp32": SUM,
+                 **{f"attention{kind}.fp32": ATTENTION for kind in ("", "_causal", "_grad", "_causal_grad")}},
+        "curves": {"plain": CURVE, "lookup": CURVE, "gelu": [[1000.0, 5e-6], [1e8, 3e-2]]},
+    },
+    "collectives": {clock: {kind: {"2": CURVE, "4": [[size, 2 * time] for size, time in CURVE]}
+                            for kind in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send")}
+                    for clock in ("wall", "cpu")},
+}  # fmt: skip
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    path = tmp_path / "here.toml"
+    path.write_text(toml_text(MACHINE), encoding="utf-8")
+    return path
+
+
+def _with(tmp_path: Path, change: Any) -> Path:
+    table = copy.deepcopy(MACHINE)
+    change(table)
+    path = tmp_path / "bad.toml"
+    path.write_text(toml_text(table), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("extra", [[], ["--tp", "2"], ["--pp", "2"], ["--zero", "3"]])
+def test_estimate_takes_it_for_a_cluster(machine: Path, extra: list[str]) -> None:
+    from simulator.cli.app import app
+
+    words = ["estimate", "gpt2", str(machine), "--nodes", "2", "--global-batch", "4", "--micro-batch", "1",
+             "--seq-len", "128", "--precision", "fp32", "--framework", "pytorch-cpu", "--json", *extra]  # fmt: skip
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.stdout)
+    assert answer["step_time_s"] > 0
+    assert sum(answer["time"].values()) == pytest.approx(answer["step_time_s"], rel=1e-9)
+
+
+def test_a_product_costs_its_sum(machine: Path) -> None:
+    kernels = catalog.load_device(str(machine)).kernels.measured
+    assert kernels is not None
+    m, n, k = 64, 48, 32
+    by_hand = 5e-6 + 2e-11 * m * n * k + 3e-10 * m * k + 1e-10 * k * n + 6e-10 * m * n
+    assert float(measured.gemm_time_s(kernels, "fp32", m, n, k)) == pytest.approx(by_hand, rel=1e-12)
+    assert float(measured.grouped_gemm_time_s(kernels, "fp32", experts=4, tokens=256, n=n, k=k)) == pytest.approx(
+        5e-6 + 4 * (by_hand - 5e-6), rel=1e-12
+    )
+
+
+def test_kernels_run_on_their_own_curve_and_others_on_the_plain_one(machine: Path) -> None:
+    kernels = catalog.load_device(str(machine)).kernels.measured
+    assert kernels is not None
+    assert float(measured.pointwise_time_s(kernels, "gelu", 1e8)) == pytest.approx(3e-2)
+    assert float(measured.pointwise_time_s(kernels, "unheard-of", 1e8)) == pytest.approx(6e-3)
+
+
+def test_times_are_continuous_and_never_fall(machine: Path) -> None:
+    cluster = catalog.load_cluster(str(machine))
+    sizes = np.geomspace(1.0, 1e10, 4000)
+    for times in (measured.curve_s(tuple(map(tuple, CURVE)), sizes),
+                  collective_time_s(cluster, "all_reduce", sizes, Group(4))):  # fmt: skip
+        assert (np.diff(times) >= 0).all()
+        assert (np.diff(np.log(times)) < 0.02).all()
+
+
+def test_collectives_lie_between_measured_ranks_and_cost_nothing_alone(machine: Path) -> None:
+    cluster = catalog.load_cluster(str(machine))
+    two, three, four = (float(collective_time_s(cluster, "send", 1e6, Group(ranks))) for ranks in (2, 3, 4))
+    assert three == pytest.approx((two + four) / 2)
+    assert collective_time_s(cluster, "send", 1e6, Group(1)) == 0
+    assert collective_time_s(cluster, "send", 0.0, Group(4)) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t["kernels"]["sums"]["gemm.fp32"].pop("mk_s"), "its coefficients must be"),
+        (lambda t: t["kernels"]["sums"]["gemm.fp32"].update(mk_s=-1.0), "must be at least 0.0"),
+        (lambda t: t["kernels"]["curves"].pop("plain"), "plain is missing"),
+        (lambda t: t["kernels"]["curves"].update(gelu=[[2.0, 1.0], [3.0, 0.5]]), "times must not fall"),
+        (lambda t: t["machine"].update(speed=3), "speed"),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_line(tmp_path: Path, change: Any, said: str) -> None:
+    path = _with(tmp_path, change)
+    with pytest.raises(InputError) as caught:
+        catalog.load_cluster(str(path))
+    assert said in str(caught.value)
+    assert f"{path}:" in str(caught.value)
+
+
+def test_more_ranks_than_were_measured_are_refused(machine: Path) -> None:
+    with pytest.raises(InputError, match="1 to 4 ranks"):
+        catalog.load_cluster(str(machine), nodes=8)
+
+
+def test_a_precision_that_was_not_measured_is_refused(machine: Path) -> None:
+    kernels = catalog.load_device(str(machine)).kernels.measured
+    assert kernels is not None
+    with pytest.raises(InputError, match="bf16 was not measured"):
+        measured.gemm_time_s(kernels, "bf16", 64, 64, 64)
