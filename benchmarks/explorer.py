@@ -18,7 +18,6 @@ if str(HERE.parent) not in sys.path:
 
 from playwright.sync_api import Page  # noqa: E402 (after the path)
 
-from simulator.web.server import warm_up  # noqa: E402
 from tests.web.explorer_page import chromium, explorer, settled  # noqa: E402
 
 TURNS = [
@@ -59,7 +58,6 @@ def turn_ms(page: Page, name: str, value: str) -> tuple[float, float]:
 
 def main() -> None:
     with explorer() as server, chromium() as browser:
-        warm_up()
         page = browser.new_page(viewport={"width": 1300, "height": 900})
         paints, times = [], []
         for _ in range(ROUNDS):

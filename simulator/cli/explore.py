@@ -19,7 +19,7 @@ def command(*, model: str | None, cluster: str | None, port: int, browser: bool)
     from urllib.parse import urlencode
 
     from simulator import catalog
-    from simulator.web.server import open_explorer, warm_up
+    from simulator.web.server import open_explorer
 
     for name in filter(None, (model, cluster)):
         if catalog.is_path(name):
@@ -32,7 +32,7 @@ def command(*, model: str | None, cluster: str | None, port: int, browser: bool)
     with open_explorer(port) as server:
         url = server.url + (f"#{urlencode(chosen)}" if chosen else "")
         click.echo(f"{url}\nCtrl-C ends it.")
-        warm_up()
+        server.warm_up()
         if browser:
             import webbrowser
 

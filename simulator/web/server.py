@@ -30,6 +30,8 @@ MAX_WORK = 4
 MAX_CONNECTIONS = 32
 WORK_S, PLAN_WORK_S = 2.0, 30.0
 """Seconds after which a request is given up (the planner bounds its own search)."""
+READY_S = 60.0
+"""Seconds that the first question waits for what it needs to be loaded."""
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
@@ -85,6 +87,8 @@ class Explorer(ThreadingHTTPServer):
         self.token = token or secrets.token_urlsafe(24)
         self.work = threading.BoundedSemaphore(MAX_WORK)
         self.connections = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self.ready = threading.Event()
+        self.ready.set()
 
     @property
     def port(self) -> int:
@@ -98,6 +102,19 @@ class Explorer(ThreadingHTTPServer):
     def cookie(self) -> str:
         """Cookies do not know ports: the name does, so that two explorers can run beside each other."""
         return f"shardwise-{self.port}"
+
+    def warm_up(self) -> None:
+        """Load, beside the browser's start, what the first answer needs; no clock of `run` starts before that."""
+        self.ready.clear()
+
+        def load() -> None:
+            from simulator.web.state import START
+
+            static_files()
+            _attempt(lambda: views()["/api/estimate"][0]({"state": dict(START)}))
+            self.ready.set()
+
+        threading.Thread(target=load, daemon=True).start()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Starts a thread for a connection; beyond the limit the connection is closed at once."""
@@ -128,6 +145,7 @@ class Explorer(ThreadingHTTPServer):
             finally:
                 self.work.release()
 
+        self.ready.wait(READY_S)
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
         thread.join(limit_s)
@@ -254,19 +272,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
-
-
-def warm_up() -> None:
-    """Load what the first answer needs, beside the browser's start."""
-    static_files()
-    ask_first = views()["/api/estimate"][0]
-    threading.Thread(target=_attempt, args=(lambda: ask_first({"state": _start()}),), daemon=True).start()
-
-
-def _start() -> dict[str, Any]:
-    from simulator.web.state import START
-
-    return dict(START)
 
 
 def open_explorer(port: int = 0) -> Explorer:

@@ -29,8 +29,9 @@ def chromium_path() -> str:
 
 @contextmanager
 def explorer() -> Iterator[Explorer]:
-    """A server on a free port, in a thread."""
+    """A warm server on a free port, in a thread."""
     with open_explorer() as server:
+        server.warm_up()
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:

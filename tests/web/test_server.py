@@ -22,6 +22,7 @@ pytestmark = pytest.mark.loopback
 @pytest.fixture(scope="module")
 def server() -> Iterator[Explorer]:
     with open_explorer() as found:
+        found.warm_up()
         thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         yield found
@@ -221,6 +222,13 @@ def test_work_that_takes_too_long_is_given_up_and_keeps_its_place_until_it_ends(
                 return
             time.sleep(0.01)
         pytest.fail("the place was not given back")
+
+
+def test_the_clock_starts_when_everything_is_loaded() -> None:
+    with open_explorer() as server:
+        server.ready.clear()
+        threading.Timer(0.2, server.ready.set).start()
+        assert server.run(lambda: {"ready": server.ready.is_set()}, 5.0) == (200, {"ready": True})
 
 
 def test_a_defect_is_said_and_survived() -> None:
