@@ -133,6 +133,8 @@ def state_bytes(held: HeldParameters, run: Run, strategy: Strategy, framework: F
         "gradients": part(gradient_bytes(run, framework), 2),
         "optimizer": part(optimizer_bytes(run, framework), 1),
     }
+    if framework.keeps_fresh_gradients:
+        result["gradients"] = result["gradients"] + held.total * parameter_bytes(run)
     if strategy.zero == 3:
         own = parameter_bytes(run)
         if strategy.reshard_after_forward:

@@ -65,11 +65,13 @@ class FrameworkFile(BaseModel):
     logits_dtype: Dtype
     gradient_dtype: Dtype
     gradient_reduce_dtype: Dtype
+    keeps_fresh_gradients: bool = False
     keeps_stage_outputs: bool = False
     flat_gradients: bool = False
     stored_parameter_dtype: Literal["", "fp32", "fp16", "bf16"] = ""
     overlap_grad_reduce: bool
     overlap_param_gather: bool
+    zero_whole_tensors: bool = False
     overlap_tp_grad: bool
     overlap_tp: bool
     overlap_moe: bool

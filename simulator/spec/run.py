@@ -44,6 +44,9 @@ class Framework:
     """Dtype on the wire of the data-parallel reduction."""
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
+    zero_whole_tensors: bool = False
+    """ZeRO-1 and 2 give each rank whole tensors to own: gradients are reduced to their owners and parameters broadcast
+    from them, one collective per owner, in place of one reduce-scatter and one all-gather of even shares."""
     overlap_tp_grad: bool = True
     """The tensor-parallel reduction of an input gradient runs beside the weight-gradient GEMM."""
     overlap_tp: bool = False
@@ -70,6 +73,8 @@ class Framework:
     """Device memory of the context, NCCL and libraries outside the framework's allocator."""
     fragmentation_fraction: float = 0.0
     """Share of the allocator's reserved memory that no tensor uses."""
+    keeps_fresh_gradients: bool = False
+    """The 16-bit gradients of a backward stay allocated beside the fp32 ones that they are added into."""
     keeps_stage_outputs: bool = False
     """A pipeline stage's output stays until its backward, beside what its layers save, instead of being let go once
     it is sent."""

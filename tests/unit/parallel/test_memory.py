@@ -88,6 +88,12 @@ def test_quantised_copies_of_whole_weights_only_below_zero_3(zero: int, weights:
         assert kept["gathered_parameters"] == 2 * held.total + 2 * held.layers
 
 
+def test_fresh_gradients_that_stay_take_two_bytes_per_parameter():
+    held = held_parameters(lower(gpt(HIDDEN, 4, 8), RUN, Strategy(), PLAIN).stages)
+    kept = state_bytes(held, RUN, Strategy(), replace(PLAIN, keeps_fresh_gradients=True))
+    assert kept["gradients"] == (4 + 2) * held.total
+
+
 def test_the_optimizer_step_widens_16_bit_gradients_of_its_share():
     strategy = Strategy(dp=8, zero=1)
     held = held_parameters(lower(gpt(HIDDEN, 4, 8), RUN, strategy, PLAIN).stages)
