@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 STAMP := $(VENV)/stamp
 
-.PHONY: help run test test-web lint bench bench-web validate validate-measured clean
+.PHONY: help run test test-web lint bench bench-web validate validate-measured reliability clean
 
 help:
 	@echo "make run                estimate GPT-3 175B on 128 DGX A100 nodes (creates .venv on first use)"
@@ -21,6 +21,7 @@ help:
 	@echo "make bench-web          the explorer's first paint and updates in headless Chromium"
 	@echo "make validate           predictions beside published runs and kernel measurements"
 	@echo "make validate-measured  real torch training on this machine beside its prediction"
+	@echo "make reliability        every figure of reliability into validation/RELIABILITY.md (about half an hour)"
 	@echo "make clean              remove everything that the targets above made"
 
 $(STAMP)-venv:
@@ -68,6 +69,10 @@ validate: $(STAMP)-run
 
 validate-measured: $(STAMP)-test
 	$(BIN)/shardwise measure --out validation/measured
+
+reliability: $(STAMP)-test
+	$(PIP) install mutmut pip-audit
+	$(BIN)/python tools/reliability.py $(if $(BASE),--base $(BASE))
 
 clean:
 	rm -rf $(VENV) build dist mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

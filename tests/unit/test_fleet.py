@@ -35,8 +35,8 @@ def test_within_a_pod_nobody_takes_anything(two: FleetView) -> None:
 
 
 def test_spread_over_two_pods_each_has_its_share_of_the_up_link(two: FleetView) -> None:
-    """A pod's up-link carries 3072 / 7 = 439 devices' worth. Each job has 96 nodes = 768 devices in a pod: alone 768 want
-    439, so 1.75 times as long; together 1,536 want 439, so each waits twice as long again.
+    """A pod's up-link carries 3072 / 7 = 439 devices' worth. Each job has 96 nodes = 768 devices in a pod: alone they
+    share 439, so 1.75 times as long; together 1,536 share 439, so each waits twice as long again.
     """
     for view in two.placements["spread"]:
         assert view.axis == "dp"
