@@ -106,13 +106,13 @@ class Lookup:
 class Collective:
     """Communication on a parallel axis. `bytes` is the full (gathered, unreduced) buffer of one rank's group.
 
-    kind: all_reduce, reduce_scatter, all_gather, all_to_all, broadcast, send. For all_to_all, `bytes` is what
+    kind: all_reduce, reduce_scatter, all_gather, all_to_all, broadcast, reduce, send. For all_to_all, `bytes` is what
     one rank holds (it keeps 1/n of it). `hides` names what a non-blocking one runs beside: "" (nothing, it
     blocks), "weight_grad" or "input_grad" (the GEMM of that part of the same operation), "attention" (the
     attention core of the same layer), "experts" (another micro-batch's work, where the framework overlaps so).
     """
 
-    kind: Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast", "send"]
+    kind: Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast", "reduce", "send"]
     axis: str
     bytes: Number
     hides: str = ""

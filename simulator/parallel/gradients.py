@@ -28,7 +28,7 @@ def synchronisation(held: HeldParameters, run: Run, strategy: Strategy, framewor
     """Gradient reduction and parameter gathering by ZeRO stage (facts c2, c3, c9).
 
     Stage 0: all-reduce of the gradients. 1 and 2: reduce-scatter over the shard group, then all-gather of the updated
-    parameters. 3: all-gather in forward (and again in backward unless kept) and reduce-scatter in backward, every
+    parameters; software that gives whole tensors to owners reduces to each and broadcasts from each. 3: all-gather in forward (and again in backward unless kept) and reduce-scatter in backward, every
     micro-batch. With a shard group smaller than dp (HSDP) the shards are all-reduced between groups.
     """
     wire = 4.0 if run.precision in ("fp32", "tf32") else DTYPE_BYTES[framework.gradient_reduce_dtype]
@@ -38,8 +38,9 @@ def synchronisation(held: HeldParameters, run: Run, strategy: Strategy, framewor
     if strategy.zero == 0:
         return Synchronisation(reduce=_both("all_reduce", "dp_cp", held, wire), gather=(), tensor=tensor)
     replicas = _replica_reduce(held, strategy, wire)
-    gather = _both("all_gather", "shard", held, parameter_bytes(run))
-    scatter = _both("reduce_scatter", "shard", held, wire)
+    owned = framework.zero_whole_tensors and strategy.zero < 3
+    gather = _both("broadcast" if owned else "all_gather", "shard", held, parameter_bytes(run))
+    scatter = _both("reduce" if owned else "reduce_scatter", "shard", held, wire)
     if strategy.zero < 3:
         return Synchronisation(reduce=(*scatter, *replicas), gather=gather, tensor=tensor)
     again = gather if strategy.reshard_after_forward else ()

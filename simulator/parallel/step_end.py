@@ -69,9 +69,7 @@ def _bucketed(
     total: Number = 0.0
     last: Number = 0.0
     for collective in collectives:
-        buckets: Number = 1.0
-        if setting.framework.bucket_bytes:
-            buckets = np.maximum(1.0, np.ceil(np.asarray(collective.bytes) / setting.framework.bucket_bytes))
+        buckets = _buckets(collective, setting)
         part = Collective(kind=collective.kind, axis=collective.axis, bytes=collective.bytes / buckets)
         each = _seconds(part, setting)
         total = total + buckets * each
@@ -80,6 +78,16 @@ def _bucketed(
         return total, 0.0 * total
     shown = last + exposed_s(total - last, cover_s)
     return shown, total - shown
+
+
+def _buckets(collective: Collective, setting: Setting) -> Number:
+    """How many collectives share the work: one per bucket, and at least one per owner of whole tensors."""
+    least: Number = 1.0
+    if collective.kind in ("broadcast", "reduce"):
+        least = setting.groups[collective.axis].size
+    if not setting.framework.bucket_bytes:
+        return least
+    return np.maximum(least, np.ceil(np.asarray(collective.bytes) / setting.framework.bucket_bytes))
 
 
 def optimizer_s(held: HeldParameters, setting: Setting) -> Number:

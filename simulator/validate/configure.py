@@ -166,6 +166,7 @@ def _strategies(
             base = Strategy(
                 tp=tp, pp=pp, cp=cp, dp=dp, micro_batch=micro_batch,
                 zero=row.zero if row.zero is not None else int(defaults.get("zero", 0)),
+                shard_group=_shard_group(framework, dp, taken),
                 sequence_parallel=tp > 1 and (bool(defaults.get("sequence_parallel")) if row.sp is None else row.sp),
             )  # fmt: skip
             for piped in _pipelines(row, model, framework, base):
@@ -198,6 +199,17 @@ def _tensor_degrees(row: PublishedRun, pp: int, cp: int) -> list[int]:
     within = min(row.devices_per_node or 8, devices // (pp * cp))
     heads = row.heads or 1
     return [tp for tp in (1, 2, 4, 8, 16) if tp <= within and heads % tp == 0 and devices % (tp * pp * cp) == 0]
+
+
+def _shard_group(framework: Framework, dp: int, taken: list[str]) -> int:
+    """The framework's own shard group, where it is smaller than dp and divides it."""
+    group = int(framework.defaults.get("shard_group", 0))
+    if not group or group >= dp or dp % group:
+        return 0
+    said = f"shard_group = {group} (framework)"
+    if said not in taken:
+        taken.append(said)
+    return group
 
 
 def _data_degree(row: PublishedRun, tp: int, pp: int, cp: int, taken: list[str]) -> int:
@@ -323,7 +335,8 @@ def _stated_recompute(
         return replace(base, recompute="full")
     share = framework.defaults.get("selective_layers_fraction")
     if kind == "selective" and share:
-        return replace(base, recompute="full", recompute_layers=max(1, round(float(share) * model.layers / base.stages)))
+        layers = max(1, round(float(share) * model.layers / base.stages))
+        return replace(base, recompute="full", recompute_layers=layers)
     if kind == "modules":
         modules, unknown = recompute_modules(row.recompute_detail)
         if unknown or not modules:

@@ -57,9 +57,9 @@ def noted(run: PublishedRun) -> Noted:
     text = f"{run.model}; {run.system}; {run.notes}"
     runs = {name: value for pattern, name, value in _RUN_NOTES if re.search(pattern, text)}
     strategies = {name: value for pattern, name, value in _STRATEGY_NOTES if re.search(pattern, text)}
-    group = re.search(r"\bzero1=(\d+)", text)
+    group = re.search(r"\bzero1=(-?\d+)", text)
     if group:
-        strategies["shard_group"] = int(group.group(1))
+        strategies["shard_group"] = max(int(group.group(1)), 0)
     unsupported = ""
     if any(word in f"{text}; {run.table}" for word in OFFLOAD):
         unsupported = "optimizer states offloaded to the host are not modelled"
