@@ -193,24 +193,52 @@ def graph_time_s(cluster: Cluster, kind: str, size_bytes: float, groups: Sequenc
     n = len(groups[0])
     if n == 1 or size_bytes <= 0:
         return 0.0
+    return _time_s(cluster, kind, size_bytes, n, _slowest_way(cluster, kind, groups))
+
+
+def _slowest_way(cluster: Cluster, kind: str, groups: Sequence[Sequence[int]]) -> tuple[float, float]:
+    """The least rate of a message of any group in bytes/s, and the longest way in seconds."""
+    if kind == "all_to_all":
+        pairs = exchange_pairs(groups)
+    elif kind == "send":
+        pairs = [pair for ranks in groups for pair in pairwise(ranks)]
+    else:
+        pairs = ring_pairs(groups)
     routes = Routes(cluster_graph(cluster))
+    return float(routes.rates(pairs).min()), routes.latency_s(pairs)
+
+
+def _time_s(cluster: Cluster, kind: str, size_bytes: float, n: int, way: tuple[float, float]) -> float:
     constants = network_constants(cluster.device.generation)
     if kind == "all_to_all":
-        pairs, family, steps, wire = exchange_pairs(groups), constants.all_to_all, 1, 1.0 / n
+        family, steps, wire = constants.all_to_all, 1, 1.0 / n
     elif kind == "send":
-        pairs = [(a, b) for ranks in groups for a, b in pairwise(ranks)]
         family, steps, wire = constants.send, 1, 1.0
     else:
         passes = RING_KINDS[kind]
-        pairs, family, steps = ring_pairs(groups), constants.protocols, passes * (n - 1)
+        family, steps = constants.protocols, passes * (n - 1)
         wire = 1.0 if kind in ("broadcast", "reduce") else passes * (n - 1) / n
-    rate, latency_s = float(routes.rates(pairs).min()), routes.latency_s(pairs)
+    rate, latency_s = way
     return min(
         p.base_s + steps * (p.hop_s + latency_s) + size_bytes * wire / min(p.rate_bytes_per_s, p.link_fraction * rate)
         for p in family.values()
     )
 
 
+_ways: dict[tuple[int, str, Group], tuple[Cluster, tuple[float, float]]] = {}
+"""Slowest ways of listed graphs; the cluster is kept beside, so its id stays its own."""
+_WAYS_KEPT = 4096
+
+
 def explicit_time_s(cluster: Cluster, kind: str, size_bytes: float, group: Group) -> float:
-    """`graph_time_s` for all groups of an axis on a cluster whose links are listed."""
-    return graph_time_s(cluster, kind, size_bytes, axis_ranks(cluster, group))
+    """`graph_time_s` for all groups of an axis on a cluster whose links are listed; each axis is routed once."""
+    if group.size == 1 or size_bytes <= 0:
+        return 0.0
+    pattern = kind if kind in ("all_to_all", "send") else "ring"
+    key = (id(cluster), pattern, group)
+    found = _ways.get(key)
+    if found is None:
+        if len(_ways) >= _WAYS_KEPT:
+            _ways.clear()
+        _ways[key] = found = (cluster, _slowest_way(cluster, kind, axis_ranks(cluster, group)))
+    return _time_s(cluster, kind, size_bytes, int(group.size), found[1])
