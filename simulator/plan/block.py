@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 _PHASES = ("forward", "input_grad", "weight_grad", "recompute")
+_SOMEWHERE = ("v-half", "v-min")
 _FULLEST = {"zbv": 1, "chimera": 2}
 """Which rank of a kind holds most micro-batches: the first (0), the last (1), the one nearest the middle (2)."""
 
@@ -104,7 +105,12 @@ class Block:
         each = kept if fused else np.minimum(kept, late)
         working = np.maximum(forward, backward) if fused else forward
         static, step = self._states[zero]
-        allocated = (static + np.maximum(step, in_flight * each + working)).max(axis=0)
+        if schedule in _SOMEWHERE:
+            # Their closed form is the most of any rank, and one more than that where there are few micro-batches.
+            somewhere = (static + np.maximum(in_flight - 1, 1) * each + working).min(axis=0)
+            allocated = np.maximum(somewhere, (static + step).max(axis=0))
+        else:
+            allocated = (static + np.maximum(step, in_flight * each + working)).max(axis=0)
         return np.asarray(allocated + sum(overhead_bytes(allocated, self.framework).values()))
 
     def least_bytes(self, zero: int) -> Floats:
@@ -125,13 +131,16 @@ class Block:
         memory of a forward and of a backward [B].
         """
         if recompute not in self._kept:
-            memories = {name: _gathered_memory(self.layout.memories[recompute][name], self.place) for name in self.parts}
+            distinct = self.layout.memories[recompute]
+            memories = {name: _gathered_memory(distinct[name], self.place) for name in self.parts}
             stage = self._stage(self.parts)
             each = stage_memory(stage, self.setting(recompute, 0), memories)
             shape = next(iter(self.parts.values())).shape
             backward = each.backward_bytes if self.ordered else 0.0
             sizes = (each.activation_bytes, each.late_bytes, each.forward_bytes, backward)
-            self._kept[recompute] = tuple(self._least(np.broadcast_to(np.asarray(size, np.float64), shape)) for size in sizes)
+            self._kept[recompute] = tuple(
+                self._least(np.broadcast_to(np.asarray(size, np.float64), shape)) for size in sizes
+            )
         return self._kept[recompute]
 
     def _least(self, sizes: Floats) -> Floats:

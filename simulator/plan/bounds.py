@@ -42,8 +42,9 @@ def least_step_time_s(costed: Costed) -> float:
         )
     )  # fmt: skip
     if strategy.schedule in FREE_RUNNING:
+        phases = ("forward", "input_grad", "recompute", "weight_grad")
         work = [
-            sum(_seconds(costed.costs[s], ("forward", "input_grad", "recompute", "weight_grad"), paired=False) for s in held)
+            sum(_seconds(costed.costs[s], phases, paired=False) for s in held)
             for held in held_stages(mapping_of(strategy.schedule), strategy.pp, strategy.vp)
         ]
         return max(costed.program.micro_batches * w + tail for w, tail in zip(work, tails, strict=True))

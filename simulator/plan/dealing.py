@@ -66,7 +66,8 @@ def dealing(pieces: Pieces, pairs: Sequence[tuple[int, int]], mapping: str) -> D
     """The tables of some (pp, vp) pairs."""
     layouts = [_layout(pieces, pp, vp, mapping) for pp, vp in pairs]
     placed = [segment.name for segment in (pieces.opening, *pieces.distinct, *pieces.closing)]
-    placed = list(dict.fromkeys([*placed, *(name for stage_kinds, *_ in layouts for kind in stage_kinds for name in kind)]))
+    placed += [name for stage_kinds, *_ in layouts for kind in stage_kinds for name in kind]
+    placed = list(dict.fromkeys(placed))
     kinds = max(len(layout[0]) for layout in layouts)
     ranks = max(len(layout[1]) for layout in layouts)
     shape = (len(pairs), ranks, kinds)

@@ -65,7 +65,8 @@ def plan(
         raise Infeasible([f"No strategy of {space.considered:,} is legal and fits {cluster.devices} devices.",
                           *(f"{count:,}: {reason}" for reason, count in _by_count(rejected))])  # fmt: skip
     proof = Proof(considered=space.considered, legal=space.legal, fits=space.legal - searched.unfit,
-                  bounded=space.legal, scored=searched.scored, refined=searched.refined, engine_runs=searched.engine_runs, gap=searched.gap)  # fmt: skip
+                  bounded=space.legal, scored=searched.scored, refined=searched.refined,
+                  engine_runs=searched.engine_runs, gap=searched.gap)  # fmt: skip
     return Plan(model=model.name, cluster=cluster.name, devices=cluster.devices, objective=objective,
                 entries=_entries(searched.found), proof=proof, rejected=dict(_by_count(rejected)),
                 notes=unequal, wall_s=time.monotonic() - started)  # fmt: skip

@@ -25,8 +25,8 @@ class Proof:
     considered: int
     legal: int
     fits: int
-    """Legal ones less those refused for memory. In a large space, rows whose work alone takes longer than the best found
-    are not asked whether they fit, and count as fitting."""
+    """Legal ones less those refused for memory. In a large space, rows whose work alone takes longer than the best
+    found are not asked whether they fit, and count as fitting."""
     bounded: int
     """Strategies bounded from below: all legal ones."""
     scored: int
@@ -98,7 +98,8 @@ class Plan(Drawable):
         proof = self.proof
         return {
             "model": self.model, "cluster": self.cluster, "devices": self.devices, "objective": self.objective,
-            "considered": proof.considered, "legal": proof.legal, "fits": proof.fits, "bounded": proof.bounded, "scored": proof.scored,
+            "considered": proof.considered, "legal": proof.legal, "fits": proof.fits, "bounded": proof.bounded,
+            "scored": proof.scored,
             "refined": proof.refined, "engine_runs": proof.engine_runs, "gap": proof.gap, "optimal": proof.optimal,
             "wall_s": self.wall_s, "rejected": dict(self.rejected),
             "strategies": [

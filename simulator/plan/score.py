@@ -1,8 +1,8 @@
 """Scores columns of strategies: peak memory, and step times that no run of the engine can beat.
 
 The formulas are the estimate's own (segments, stage costs, step end, memory, sends), called with arrays. What is new
-here is only how they are put together: times of segments once per distinct (tp, cp, ep, etp, micro-batch) and placement,
-stages and ranks by the few kinds that a pipeline has (`plan/dealing.py`), and the bound over a rank's work.
+here is only how they are put together: times of segments once per distinct (tp, cp, ep, etp, micro-batch) and
+placement, stages and ranks by the few kinds that a pipeline has (`plan/dealing.py`), and the bound over a rank's work.
 """
 
 from __future__ import annotations

@@ -70,14 +70,16 @@ class Searched:
 
 
 def search(
-    space: Space, question: Question, objective: Objective, *, limit: int, time_limit_s: float, exhaustive: int = 2_000_000
-) -> Searched:
+    space: Space, question: Question, objective: Objective, *, limit: int, time_limit_s: float,
+    exhaustive: int = 2_000_000,
+) -> Searched:  # fmt: skip
     """The `limit` best strategies. After `time_limit_s` seconds of engine runs the best so far, and the gap.
 
     Spaces of more than `exhaustive` strategies are cut before memory is looked at, where a row's work alone, spread
     evenly, takes longer than the best found.
     """
-    return _Search(space, question, objective, limit, cuts=space.legal > exhaustive).run(time.monotonic() + time_limit_s)
+    whole = _Search(space, question, objective, limit, cuts=space.legal > exhaustive)
+    return whole.run(time.monotonic() + time_limit_s)
 
 
 _Waiting = tuple[tuple[float, ...], int, float, Costed]
@@ -103,8 +105,8 @@ class _Search:
             self.pool.refine(self.ceiling_s())
         pool = self.pool
         pool.close(math.inf)
-        ranked = np.argsort(pool.bound_s, kind="stable") if self.timed else np.lexsort((pool.bound_s, pool.memory_bytes))
-        self.order = ranked.tolist()
+        keys = (pool.bound_s,) if self.timed else (pool.bound_s, pool.memory_bytes)
+        self.order = np.lexsort(keys).tolist()
         return self._best_first(deadline)
 
     def ceiling_s(self) -> float:
@@ -118,16 +120,15 @@ class _Search:
             self.unfit += refused
             if layout is None:
                 continue
-            blocks = 0
-            for scores in layout.scores(orders, self.ceiling_s if self.cuts else _no_ceiling):
+            ceiling = self.ceiling_s if self.cuts else _no_ceiling
+            for number, scores in enumerate(layout.scores(orders, ceiling), start=1):
                 self.scored += len(scores.positions)
                 fits = scores.memory_bytes <= limit_bytes
                 self.unfit += int((~fits).sum())
                 if self.cuts:
                     fits &= scores.bound_s < self.ceiling_s()
                 self.pool.add(layout, scores, fits)
-                blocks += 1
-                if self.cuts and blocks % _IMPROVE_EVERY == 0:
+                if self.cuts and number % _IMPROVE_EVERY == 0:
                     self._improve()
             if self.cuts:
                 self._improve()

@@ -90,7 +90,7 @@ def test_the_answer_is_the_optimum_of_all_strategies_run(kind, memory_bytes, dev
 def test_every_schedule_is_searched_to_its_optimum(kind) -> None:
     model, cluster, run = _case(kind, SMALL, 4, 16)
     limits = {
-        "fix": {"micro_batch": 1, "sequence_parallel": True, "context_kind": "ring", "cp": 1, "etp": 1},
+        "fix": {"micro_batch": 1, "sequence_parallel": True, "context_kind": "ring", "cp": 1, "etp": 1, "tp": 1},
         "allow": {"schedule": SCHEDULES, "zero": (1, 3)}, "within": {"pp": (2, 4), "vp": (1, 2)},
         "forbid": {"recompute": ("selective",), "order": (PP_INSIDE_DP,)},
     }  # fmt: skip
@@ -105,7 +105,8 @@ def test_every_schedule_is_searched_to_its_optimum(kind) -> None:
 @pytest.mark.parametrize("kind", ["gpt", "uneven", "deep", "wide"])
 def test_bounds_never_exceed_the_engine_and_memory_never_exceeds_the_estimate(kind) -> None:
     model, cluster, run = _case(kind, LARGE, 8, 16)
-    _check_bounds(model, cluster, run, build_space(model, cluster, run, catalog.load_framework(run.framework), Limits()))
+    space = build_space(model, cluster, run, catalog.load_framework(run.framework), Limits())
+    _check_bounds(model, cluster, run, space)
 
 
 def _check_bounds(model, cluster, run, space) -> None:
@@ -181,7 +182,8 @@ def test_large_spaces_are_cut_early_without_losing_the_best() -> None:
     space = build_space(model, cluster, run, software, Limits())
     question = Question(model=model, cluster=cluster, run=run, framework=software)
     whole, cut = (
-        search(space, question, OBJECTIVES["step_time"], limit=2, time_limit_s=1e9, exhaustive=size) for size in (10**9, 0)
+        search(space, question, OBJECTIVES["step_time"], limit=2, time_limit_s=1e9, exhaustive=size)
+        for size in (10**9, 0)
     )
     assert [each.key for each in whole.found] == [each.key for each in cut.found]
     assert cut.scored < whole.scored
