@@ -29,13 +29,13 @@ class Leave(Function):
     """Out of a row-parallel layer: summed over the group; the gradient as it is (Shoeybi 2019, g)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:  # noqa: ARG004 - autograd's signature
         x = x.contiguous()
         dist.all_reduce(x, group=group)
         return x
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004 - autograd's signature
         return grad, None
 
 

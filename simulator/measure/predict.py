@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from simulator import catalog
+from simulator.arch.operations import Number
 from simulator.cluster.network import collective_time_s
 from simulator.estimate import Lowered, executed_flops_per_step, memory_of, rank_stages, run_step, time_of
 from simulator.measure.suite import Case, model_of
@@ -39,7 +41,7 @@ def predict(case: Case, machine: Path) -> Prediction:
         matrix_cpu_s=matrix_cpu_seconds(spent, case),
         wall_s=time_of(elapsed, case.strategy).total_s,
         one_rate_cpu_s=flops / device.peak_flops_per_s[case.run.precision],
-        peak_memory_bytes=sum(memory_of(spent).parts.values()),
+        peak_memory_bytes=peak_memory(memory_of(spent).parts, spent.program.micro_batches),
     )
 
 
@@ -48,6 +50,17 @@ def _lowered(case: Case, machine: Path, clock: Clock) -> Lowered:
     model, software = model_of(case.model), catalog.load_framework(case.run.framework)
     check(model, cluster, case.run, case.strategy)
     return run_step(model, cluster, case.run, case.strategy, software)
+
+
+def peak_memory(parts: Mapping[str, float], micro_batches: Number) -> float:
+    """Peak bytes of an eager torch step that frees its gradients after each update (`zero_grad(set_to_none=True)`) [B].
+
+    With one micro-batch no gradient exists when the loss is made, and all do when the activations are gone: the peak
+    is the larger of the two. Later micro-batches find the gradients of the first.
+    """
+    held = sum(value for name, value in parts.items() if name not in ("gradients", "activations", "working_set"))
+    at_loss, gradients = parts["activations"] + parts["working_set"], parts["gradients"]
+    return held + (at_loss + gradients if micro_batches > 1 else max(at_loss, gradients))
 
 
 def cpu_seconds(lowered: Lowered, case: Case) -> float:

@@ -10,6 +10,8 @@ from simulator.measure.suite import suite_of
 from simulator.measure.table import Measured, measured_case
 
 TIMEOUT_S = 3600.0
+TOGETHER = 12
+"""Cases that one launch holds in memory and interleaves."""
 
 
 def measure(suite: str, *, rounds: int = 7, progress: Callable[[str], None] | None = None) -> list[Measured]:
@@ -18,12 +20,23 @@ def measure(suite: str, *, rounds: int = 7, progress: Callable[[str], None] | No
     rows: list[Measured] = []
     for ranks in sorted({case.strategy.devices for case in cases}):
         names = [case.name for case in cases if case.strategy.devices == ranks]
-        if progress:
-            progress(f"{len(names)} cases on {ranks} ranks")
-        task = {"suite": suite, "names": names, "rounds": rounds}
-        answers = run_ranks("simulator.measure.worker", task, ranks, timeout_s=TIMEOUT_S)
-        load = max(os.getloadavg()[0] - ranks, 0.0)
-        peaks = answers[0].get("peaks", {})
-        rows += [measured_case(suite, name, [answer["times"] for answer in answers], load=load,
-                               peak_memory_bytes=peaks.get(name, 0.0)) for name in names]  # fmt: skip
+        peaks = _peaks(suite, names) if ranks == 1 else {}
+        for start in range(0, len(names), TOGETHER):
+            part = names[start : start + TOGETHER]
+            if progress:
+                progress(f"{len(part)} cases on {ranks} ranks, {rounds} rounds")
+            task = {"suite": suite, "names": part, "rounds": rounds}
+            answers = run_ranks("simulator.measure.worker", task, ranks, timeout_s=TIMEOUT_S)
+            load = max(os.getloadavg()[0] - ranks, 0.0)
+            timed = [answer["times"] for answer in answers]
+            rows += [measured_case(suite, name, timed, load=load, peak_memory_bytes=peaks.get(name, 0.0))
+                     for name in part]  # fmt: skip
     return rows
+
+
+def _peaks(suite: str, names: list[str]) -> dict[str, float]:
+    """Peak memory of the cases that run one micro-batch, by torch's tracker, in a process of its own."""
+    found: dict[str, float] = run_ranks(
+        "simulator.measure.memory", {"suite": suite, "names": names}, 1, timeout_s=TIMEOUT_S
+    )[0]
+    return found

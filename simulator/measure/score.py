@@ -48,6 +48,12 @@ class Scored:
         return self.drifted_cpu_s / self.measured.cpu_s - 1.0
 
     @property
+    def memory_error(self) -> float | None:
+        """Signed relative error of the peak memory; None where it was not measured."""
+        measured = self.measured.peak_memory_bytes
+        return self.predicted.peak_memory_bytes / measured - 1.0 if measured else None
+
+    @property
     def one_rate_error(self) -> float:
         """That of FLOPs over the best product's rate."""
         return self.predicted.one_rate_cpu_s / self.measured.cpu_s - 1.0
@@ -90,7 +96,12 @@ def summary(scored: Sequence[Scored]) -> dict[str, Any]:
                 "one_rate_mean": statistics.mean(abs(entry.one_rate_error) for entry in held),
                 "spread": statistics.median(entry.measured.spread_fraction for entry in held),
             }
-    return {"by_class": by_class, "tau": ranking(scored)}
+    memory = [abs(entry.memory_error) for entry in scored if entry.memory_error is not None]
+    return {
+        "by_class": by_class,
+        "tau": ranking(scored),
+        "memory": {"cases": len(memory), "mean": statistics.mean(memory), "worst": max(memory)} if memory else None,
+    }
 
 
 def ranking(scored: Sequence[Scored]) -> dict[str, float]:

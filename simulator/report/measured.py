@@ -11,7 +11,7 @@ _CLASSES = (
 )  # fmt: skip
 _CASES = (
     "case", "ranks", "class", "measured CPU ms", "spread", "predicted", "error", "machine drift (product, memory)",
-    "error at that speed", "one rate",
+    "error at that speed", "one rate", "peak memory",
 )  # fmt: skip
 
 
@@ -40,6 +40,10 @@ def _summary_lines(summary: Mapping[str, Any]) -> list[str]:
     if summary["tau"]:
         listed = ", ".join(f"{name} {tau:.2f}" for name, tau in summary["tau"].items())
         lines += ["", f"Kendall's tau of the ranking of strategies, by model and batch: {listed}."]
+    memory = summary["memory"]
+    if memory:
+        figures = f"mean {memory['mean']:.2%}, worst {memory['worst']:.2%} of {memory['cases']} cases"
+        lines += ["", f"Peak memory against torch's tracker: {figures}."]
     return lines
 
 
@@ -52,5 +56,6 @@ def _case_lines(scored: Sequence[Any]) -> list[str]:
             measured.case, measured.ranks, entry.kind, f"{1e3 * measured.cpu_s:.0f}",
             f"{measured.spread_fraction:.1%}", f"{1e3 * entry.predicted.cpu_s:.0f}", f"{entry.error:+.1%}", drift,
             f"{entry.drifted_error:+.1%}", f"{entry.one_rate_error:+.1%}",
+            "" if entry.memory_error is None else f"{entry.memory_error:+.2%}",
         ]))  # fmt: skip
     return lines

@@ -22,7 +22,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A calibration in one short round: too few sizes to be accurate, enough to be used."""
     task = {"quick": True, "dtypes": ["fp32"], "rounds": 1, "budget_s": 1.0}
     timed = run_ranks("simulator.calibrate.worker", task, 1, timeout_s=600.0)[0]
-    network = run_ranks("simulator.calibrate.network", {"sizes": [4096, 1 << 20, 1 << 23], "rounds": 1}, 2, timeout_s=300.0)
+    task = {"sizes": [4096, 1 << 20, 1 << 23], "rounds": 1}
+    network = run_ranks("simulator.calibrate.network", task, 2, timeout_s=300.0)
     middle = timed["references"][len(timed["references"]) // 2]
     found = fingerprint() | {"date": "now", "ranks": 2, "wall_s": 1.0, "load_before": 0.0, "load_after": 0.0,
                              "spread_fraction": 0.0, "reference_s": middle}  # fmt: skip
@@ -34,8 +35,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_measured_steps_are_scored_and_ranked(machine: Path) -> None:
     rows = []
     for ranks, words in ((1, ("gpt-1m b8 s128", "gpt-1m b32 s128")), (2, ("gpt-1m dp2", "gpt-1m tp2"))):
-        names = [entry.name for entry in suite_of("tiny")
-                 if entry.strategy.devices == ranks and entry.name.startswith(words) and "zero" not in entry.name]  # fmt: skip
+        names = [entry.name for entry in suite_of("tiny") if entry.strategy.devices == ranks
+                 and entry.name.startswith(words) and "zero" not in entry.name]  # fmt: skip
         task = {"suite": "tiny", "names": names, "rounds": 1}
         answers = run_ranks("simulator.measure.worker", task, ranks, timeout_s=300.0)
         rows += [measured_case("tiny", name, [answer["times"] for answer in answers], load=0.0, peak_memory_bytes=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def test_a_curve_never_falls_and_keeps_its_mean(points: list[tuple[float, float]
     found = curve(points)
     sizes, times = [point[0] for point in found], [point[1] for point in found]
     assert sizes == sorted({size for size, _ in points})
-    assert all(late >= early * (1 - 1e-12) for early, late in zip(times, times[1:], strict=False))
+    assert all(late >= early * (1 - 1e-12) for early, late in pairwise(times))
     if len(sizes) == len(points):
         assert sum(times) == pytest.approx(sum(seconds for _, seconds in points))
 
@@ -57,5 +58,6 @@ def test_spread_is_the_interquartile_range_over_the_median() -> None:
 def test_toml_round_trips(tmp_path: Path) -> None:
     import tomllib
 
-    table = {"title": 'a "b"', "count": 3, "rate": 2.0, "inner": {"gemm.fp32": {"call_s": 1.25e-6}, "points": [[1.0, 2e-5]]}}
+    inner = {"gemm.fp32": {"call_s": 1.25e-6}, "points": [[1.0, 2e-5]]}
+    table = {"title": 'a "b"', "count": 3, "rate": 2.0, "inner": inner}
     assert tomllib.loads(toml_text(table)) == table

@@ -26,7 +26,8 @@ MACHINE: dict[str, Any] = {
     "machine": {"processor": "p", "cores": 2, "system": "s", "python": "3.11", "torch": "2.13.0", "date": "2026-01-01",
                 "ranks": 4, "wall_s": 1.0, "load_before": 0.0, "load_after": 0.0, "spread_fraction": 0.01,
                 "reference_s": {"product": 3e-3, "memory": 1.5e-3}},
-    "device": {"memory": "16 GiB", "memory_bandwidth": "20 GB/s", "vector": "50 GFLOP/s", "peak": {"fp32": "100 GFLOP/s"}},
+    "device": {"memory": "16 GiB", "memory_bandwidth": "20 GB/s", "vector": "50 GFLOP/s",
+               "peak": {"fp32": "100 GFLOP/s"}},
     "kernels": {
         "sums": {"gemm.fp32": SUM, "batched_gemm.fp32": SUM,
                  **{f"attention{kind}.fp32": ATTENTION for kind in ("", "_causal", "_grad", "_causal_grad")}},
