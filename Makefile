@@ -68,7 +68,7 @@ validate: $(STAMP)-run
 	$(BIN)/shardwise validate validation/runs/*.csv --out validation
 
 validate-measured: $(STAMP)-test
-	$(BIN)/shardwise measure --out validation/measured
+	$(BIN)/shardwise measure full --out validation/measured/here.csv
 
 reliability: $(STAMP)-test
 	$(PIP) install mutmut pip-audit
