@@ -59,7 +59,7 @@ def _pass(bench: Bench, copies: list[list[Tensor]]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Read task.json, time in rounds until the time is up (two at least, where so many are asked), write all seconds."""
+    """Read task.json, time in rounds until the time is up (two at least, if so many are asked), write all seconds."""
     folder, rank = Path(sys.argv[1]), sys.argv[2]
     task: dict[str, Any] = json.loads((folder / "task.json").read_text(encoding="utf-8"))
     torch.set_num_threads(1)
