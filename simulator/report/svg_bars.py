@@ -11,7 +11,7 @@ from simulator.units import format_bytes, format_percent, format_time
 TIME_ORDER = (*COMPUTE[:-1], "host", *COMMUNICATION, "bubble", "optimizer")
 MEMORY_ORDER = (
     "weights", "gradients", "optimizer", "gathered_parameters", "activations", "logits", "working_set",
-    "communication_buffers", "fragmentation", "context",
+    "optimizer_step", "communication_buffers", "fragmentation", "context",
 )  # fmt: skip
 WORDS = {
     "gemm": "matrix products", "grouped_gemm": "expert products", "attention": "attention",
