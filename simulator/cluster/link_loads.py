@@ -37,7 +37,7 @@ class LinkLoad:
     """One direction, as advertised."""
     usable_fraction: float
     """Share of it that collectives reach."""
-    groups: float
+    sharing_factor: float
     """Groups that share it."""
 
     @property
@@ -66,7 +66,7 @@ def link_loads(cluster: Cluster, kind: str, size_bytes: float, group: Group) -> 
         tier = cluster.tiers[0]
         load = _inside_bytes(kind, size_bytes, int(group.size), members)
         found.append(
-            LinkLoad(tier=tier.name, link=f"a device's link into {tier.name}", load_bytes=load, groups=1.0,
+            LinkLoad(tier=tier.name, link=f"a device's link into {tier.name}", load_bytes=load, sharing_factor=1.0,
                      capacity_bytes_per_s=tier.bandwidth_bytes_per_s, usable_fraction=efficiency(tier))
         )  # fmt: skip
     for index in range(1, len(cluster.tiers)):
@@ -106,13 +106,14 @@ def _tier_loads(cluster: Cluster, index: int, kind: str, size_bytes: float, over
     if index == 1:
         found.append(
             LinkLoad(tier=tier.name, link=f"a device's link into {tier.name}", load_bytes=leaving / senders,
-                     groups=1.0, capacity_bytes_per_s=tier.bandwidth_bytes_per_s, usable_fraction=efficiency(tier))
+                     capacity_bytes_per_s=tier.bandwidth_bytes_per_s, usable_fraction=efficiency(tier),
+                     sharing_factor=1.0)
         )  # fmt: skip
     if index > 1 or tier.oversubscription > 1:
         capacity = below * tier.bandwidth_bytes_per_s / tier.oversubscription
         found.append(
             LinkLoad(tier=tier.name, link=f"a unit of {below} devices into {tier.name}", load_bytes=leaving * groups,
-                     groups=groups, capacity_bytes_per_s=capacity, usable_fraction=efficiency(tier))
+                     sharing_factor=groups, capacity_bytes_per_s=capacity, usable_fraction=efficiency(tier))
         )  # fmt: skip
     return found
 
@@ -136,7 +137,7 @@ def _torus_loads(cluster: Cluster, kind: str, size_bytes: float, group: Group) -
         else:
             load = _passed_bytes(kind, size_bytes, int(math.prod(x for x, _, _ in used))) / lanes
         found.append(
-            LinkLoad(tier=tier.name, load_bytes=load, groups=apart, usable_fraction=torus.LINK_EFFICIENCY,
+            LinkLoad(tier=tier.name, load_bytes=load, sharing_factor=apart, usable_fraction=torus.LINK_EFFICIENCY,
                      link=f"a link of dimension {len(tier.shape) - 1 - dim} ({'ring' if ring else 'line'} of {x:g})",
                      capacity_bytes_per_s=tier.bandwidth_bytes_per_s / (2 * len(tier.shape)))
         )  # fmt: skip
@@ -158,5 +159,5 @@ def _listed(cluster: Cluster, kind: str, size_bytes: float, group: Group) -> Lin
     one, other, left = Routes(cluster_graph(cluster)).bottleneck(pairs)
     capacity = float(cluster_graph(cluster).edges[one, other]["bandwidth_bytes_per_s"])
     sharing = capacity / left
-    return LinkLoad(tier="graph", link=f"the cable from {one} to {other}", load_bytes=each * sharing, groups=sharing,
-                    capacity_bytes_per_s=capacity, usable_fraction=1.0)  # fmt: skip
+    return LinkLoad(tier="graph", link=f"the cable from {one} to {other}", load_bytes=each * sharing,
+                    sharing_factor=sharing, capacity_bytes_per_s=capacity, usable_fraction=1.0)  # fmt: skip

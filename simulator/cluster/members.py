@@ -67,7 +67,8 @@ def as_slowest(cluster: Cluster, dtype: str = "bf16") -> tuple[Cluster, tuple[st
 
     Every group waits for its slowest member, and a pipeline of even stages for its slowest stage: all devices compute
     as the one with the lowest peak for `dtype`, hold what the smallest holds, and exchange as fast as the slowest
-    node's links. (A pipeline that gives slow nodes fewer layers is thus costed too high.) Clusters of equal nodes are returned as they are, with nothing to say.
+    node's links. (A pipeline that gives slow nodes fewer layers is thus costed too high.) Clusters of equal nodes are
+    returned as they are, with nothing to say.
     """
     if not (cluster.node_devices or cluster.node_tiers):
         return cluster, ()

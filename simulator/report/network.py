@@ -62,7 +62,7 @@ def _others(row: SizeRow) -> str:
 def _held_back(load: LinkLoad | None) -> list[str]:
     if load is None:
         return ["One rank sends nothing."]
-    shared = f", shared by {format_count(load.groups)} groups" if load.groups > 1 else ""
+    shared = f", shared by {format_count(load.sharing_factor)} groups" if load.sharing_factor > 1 else ""
     return [
         (f"bottleneck  {load.link}: {format_bandwidth(load.capacity_bytes_per_s)} one way{shared}, "
          f"{load.load_bytes:.3g} bytes over it per byte of buffer")
@@ -83,7 +83,7 @@ def _axes(axes: Sequence[AxisSurvey]) -> Any:
 
 def _loads(axes: Sequence[AxisSurvey]) -> Any:
     rows = [
-        (found.placement.axis, found.kind, load.link, format_bytes(load.load_bytes), format_count(load.groups),
+        (found.placement.axis, found.kind, load.link, format_bytes(load.load_bytes), format_count(load.sharing_factor),
          format_time(load.drain_s))
         for found in axes
         for load in found.loads

@@ -142,7 +142,7 @@ def test_loads_grow_with_the_buffer_and_bound_the_time(
     loads, larger = (link_loads(base, kind, s, group) for s in (size, more * size))
     for one, other in zip(loads, larger, strict=True):
         assert other.load_bytes == pytest.approx(more * one.load_bytes)
-        assert (one.link, one.groups) == (other.link, other.groups)
+        assert (one.link, one.sharing_factor) == (other.link, other.sharing_factor)
     slowest = bottleneck(base, kind, group)
     assert slowest is not None
     # These are a ring's loads. Reduction in switches sends 16/9 times less, a tree between two nodes half as much.

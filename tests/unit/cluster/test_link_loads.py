@@ -90,7 +90,7 @@ def test_the_bottleneck_moves_outwards() -> None:
     assert bottleneck(base, "all_reduce", Group(16, 8)).link == "a device's link into roce-3072"  # type: ignore[union-attr]
     far = bottleneck(base, "all_reduce", Group(2, 3072))
     assert far is not None
-    assert (far.link, far.groups) == ("a unit of 3072 devices into roce-6144", 3072)
+    assert (far.link, far.sharing_factor) == ("a unit of 3072 devices into roce-6144", 3072)
     # One of two members in each pod: every pair shares the pod's way up, at a seventh of the rate.
     assert far.capacity_bytes_per_s == pytest.approx(3072 * 50e9 / 7)
 
