@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from simulator.count import count
     from simulator.errors import Infeasible, InputError
     from simulator.estimate import estimate
+    from simulator.plan.compare import compare
     from simulator.plan.planner import plan
     from simulator.plan.result import Plan
     from simulator.project.training import project
@@ -39,6 +40,7 @@ __all__ = [
     "Plan",
     "Run",
     "Strategy",
+    "compare",
     "count",
     "estimate",
     "load_cluster",
@@ -51,7 +53,8 @@ __all__ = [
 
 _HOME = {
     "Estimate": "result", "Infeasible": "errors", "InputError": "errors", "Run": "spec.run",
-    "Strategy": "spec.strategy", "count": "count", "estimate": "estimate", "load_cluster": "catalog",
+    "Strategy": "spec.strategy", "compare": "plan.compare", "count": "count", "estimate": "estimate",
+    "load_cluster": "catalog",
     "load_framework": "catalog", "load_model": "catalog", "Plan": "plan.result", "plan": "plan.planner",
     "project": "project.training", "sweep": "sweep.run",
 }  # fmt: skip

@@ -11,6 +11,9 @@ from simulator import __version__
 COMMANDS = {
     "estimate": "What one training step costs under one strategy.",
     "plan": "The best strategy of the whole legal space, proven.",
+    "compare": "Two estimates side by side.",
+    "explain": "What one change of hardware or strategy would buy.",
+    "export": "A strategy as a training framework's own settings.",
     "count": "Parameters and FLOPs of a model.",
     "catalog": "List, show and check the models, clusters and frameworks.",
     "network": "Collectives by size and algorithm, and what each axis crosses.",

@@ -9,7 +9,9 @@ from simulator.report.text import rendered, table
 from simulator.units import format_bytes, format_count, format_percent, format_time
 
 if TYPE_CHECKING:
+    from simulator.plan.compare import Comparison
     from simulator.plan.result import Plan, Planned
+    from simulator.sensitivity import Sensitivity
     from simulator.spec.strategy import Strategy
 
 
@@ -59,3 +61,27 @@ def _runners(entries: Sequence[Planned]) -> Any:
         for index, entry in enumerate(entries)
     ]  # fmt: skip
     return table("Best first, and what each loses", ("strategy", "step", "memory", "", "against the best"), rows)
+
+
+def comparison_text(answer: Comparison) -> str:
+    """What differs between two estimates, part by part."""
+    rows = [(name, format_time(s)) for name, s in answer.time_s.items() if s]
+    sizes = [(name, format_bytes(size)) for name, size in answer.memory_bytes.items() if size]
+    fields = [(name, str(one), str(other)) for name, (one, other) in answer.strategy.items()]
+    head = (f"the other takes {answer.step_time_ratio:.3f} times as long "
+            f"({format_time(answer.one['step_time_s'])} -> {format_time(answer.other['step_time_s'])})")  # fmt: skip
+    return rendered([
+        head, table("Strategy", ("field", "one", "other"), fields),
+        table("Time, other less one", ("part", "time"), rows),
+        table("Memory, other less one", ("part", "bytes"), sizes),
+    ])  # fmt: skip
+
+
+def sensitivity_text(rows: Sequence[Sensitivity]) -> str:
+    """Changes, the most useful first."""
+    lines = [
+        (row.change, row.kind, f"{row.gain_fraction:+.2%}", format_time(row.step_time_s),
+         "" if row.fits else "does not fit")
+        for row in rows
+    ]  # fmt: skip
+    return rendered([table("What one change would buy", ("change", "of", "gain", "step", ""), lines)])

@@ -1,0 +1,98 @@
+"""What one change would buy: of the hardware by a tenth, or of the strategy by one step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from simulator.errors import InputError
+from simulator.estimate import estimate
+from simulator.result import Estimate
+from simulator.spec.hardware import Cluster
+from simulator.spec.model import ModelSpec
+from simulator.spec.run import Framework, Run
+from simulator.spec.strategy import Strategy
+
+SHARE = 0.1
+_PAIRS = ("tp", "pp", "cp")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensitivity:
+    """One change and the step under it. `gain_fraction` is the share of the step time saved (negative: lost)."""
+
+    kind: str
+    """hardware or strategy."""
+    change: str
+    step_time_s: float
+    gain_fraction: float
+    peak_memory_bytes: float
+    fits: bool
+
+
+def sensitivities(
+    model: ModelSpec, cluster: Cluster, run: Run, strategy: Strategy, *, framework: Framework | None = None
+) -> tuple[Sensitivity, ...]:
+    """Every single change, the most useful first.
+
+    Hardware: a tenth more of each peak, memory bandwidth or tier, a tenth less latency. Strategy: each degree doubled
+    or halved against dp, the micro-batch, recomputation and ZeRO stage by one step; illegal steps are left out.
+    Raises InputError when the strategy itself cannot run.
+    """
+    base = estimate(model, cluster, run, strategy, framework=framework)
+    found = []
+    for change, other in _hardware(cluster):
+        found.append(_entry("hardware", change, base, estimate(model, other, run, strategy, framework=framework)))
+    for change, step in _steps(strategy):
+        try:
+            answer = estimate(model, cluster, run, step, framework=framework)
+        except InputError:
+            continue
+        found.append(_entry("strategy", change, base, answer))
+    return tuple(sorted(found, key=lambda each: (-each.gain_fraction, each.change)))
+
+
+def _entry(kind: str, change: str, base: Estimate, answer: Estimate) -> Sensitivity:
+    gain = 1.0 - answer.step_time_s / base.step_time_s
+    return Sensitivity(kind=kind, change=change, step_time_s=answer.step_time_s, gain_fraction=gain,
+                       peak_memory_bytes=answer.peak_memory_bytes, fits=answer.fits)  # fmt: skip
+
+
+def _hardware(cluster: Cluster) -> Iterator[tuple[str, Cluster]]:
+    device, more = cluster.device, 1.0 + SHARE
+    peaks = {dtype: peak * more for dtype, peak in device.peak_flops_per_s.items()}
+    yield "matrix peak +10 %", replace(cluster, device=replace(device, peak_flops_per_s=peaks))
+    bandwidth = device.memory_bandwidth_bytes_per_s * more
+    yield "memory bandwidth +10 %", replace(cluster, device=replace(device, memory_bandwidth_bytes_per_s=bandwidth))
+    for index, tier in enumerate(cluster.tiers):
+        changes = (
+            ("bandwidth +10 %", replace(tier, bandwidth_bytes_per_s=tier.bandwidth_bytes_per_s * more)),
+            ("latency -10 %", replace(tier, latency_s=tier.latency_s * (1.0 - SHARE))),
+        )
+        for words, other in changes:
+            tiers = (*cluster.tiers[:index], other, *cluster.tiers[index + 1 :])
+            yield f"{tier.name} {words}", replace(cluster, tiers=tiers)
+
+
+def _steps(strategy: Strategy) -> Iterator[tuple[str, Strategy]]:
+    for name in _PAIRS:
+        value = getattr(strategy, name)
+        if strategy.dp % 2 == 0:
+            yield f"{name} {value} -> {2 * value}", replace(strategy, **{name: 2 * value, "dp": strategy.dp // 2})
+        if value % 2 == 0:
+            yield f"{name} {value} -> {value // 2}", replace(strategy, **{name: value // 2, "dp": strategy.dp * 2})
+    for name in ("micro_batch", "vp", "ep"):
+        value = getattr(strategy, name)
+        for other in {2 * value, max(value // 2, 1)} - {value}:
+            schedule = strategy.schedule
+            if name == "vp" and schedule in ("1f1b", "interleaved"):
+                schedule = "interleaved" if other > 1 else "1f1b"
+            yield f"{name} {value} -> {other}", replace(strategy, **{name: other, "schedule": schedule})
+    for kind in ("none", "selective", "full"):
+        if kind != strategy.recompute:
+            yield f"recompute {strategy.recompute} -> {kind}", replace(
+                strategy, recompute=kind, recompute_layers=0, recompute_modules=()
+            )
+    for zero in (strategy.zero - 1, strategy.zero + 1):
+        if 0 <= zero <= 3:
+            yield f"zero {strategy.zero} -> {zero}", replace(strategy, zero=zero)
