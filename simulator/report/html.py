@@ -116,7 +116,7 @@ def _name(row: Mapping[str, Any]) -> str:
 
 def _time_table(view: Mapping[str, Any]) -> str:
     rows = [(_name(r), escape(r["value"]), escape(r["share"]), escape(r["hidden"])) for r in view["time"]]
-    return _table(("part", "time", "share", "hidden beside compute"), rows)
+    return _table(("part", "time", "share", "hidden"), rows)
 
 
 def _parts_table(rows: Sequence[Mapping[str, Any]], heading: str) -> str:
