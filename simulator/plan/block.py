@@ -25,7 +25,7 @@ from simulator.parallel.stage_cost import StageCost, stage_cost
 from simulator.parallel.step_end import step_end
 from simulator.parallel.timing import PhaseTime, SegmentTime
 from simulator.plan.bounds import PAIRED
-from simulator.plan.space import Columns, strategy_of
+from simulator.plan.table import Columns, strategy_of
 from simulator.result import COMMUNICATION
 from simulator.schedule.bounds import BIDIRECTIONAL, FUSED
 from simulator.schedule.closed import peak_in_flight

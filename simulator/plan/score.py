@@ -24,7 +24,8 @@ from simulator.parallel.timing import SegmentTime, segment_times_by_policy
 from simulator.plan.block import Block, compact
 from simulator.plan.bounds import PAIRED
 from simulator.plan.dealing import Dealing, dealing, mapping_of
-from simulator.plan.space import Columns, Space, strategy_of
+from simulator.plan.space import Space
+from simulator.plan.table import Columns, strategy_of
 from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
 from simulator.spec.run import Framework, Run

@@ -16,7 +16,6 @@ from math import lcm
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from simulator.cluster.spans import NET_KINDS
 from simulator.errors import InputError
@@ -25,15 +24,13 @@ from simulator.parallel.legal import attentions, expert_specs
 from simulator.parallel.lower import sequence_lengths
 from simulator.plan.limits import DEGREES, OPTIONS, Limits, check_limits
 from simulator.plan.menus import Menu, menu_of
+from simulator.plan.table import Columns, Ints, Mask, Table
 from simulator.schedule.make import check_sizes
 from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
 from simulator.spec.run import Framework, Run
 from simulator.spec.strategy import CONTEXT_KINDS, Strategy
 
-Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
-Columns = Mapping[str, Ints]
 OUTSIDE = "{} leaves the scale-up domain of {} devices (limit it yourself to allow that)"
 UNFOLDED = "ep * etp does not fold into tp * cp * dp"
 
@@ -106,55 +103,6 @@ class Space:
                     yield {names[0]: value, **chosen}, rows
 
 
-def strategy_of(columns: Columns, chosen: Mapping[str, Any]) -> Strategy:
-    """Columns of degrees in the shape of a strategy, for formulas that broadcast (DESIGN section 2)."""
-    defaults = {name: getattr(_DEFAULT, name) for name in Strategy.__dataclass_fields__}
-    return cast("Strategy", _Columns({**defaults, **chosen, **columns}))
-
-
-_DEFAULT = Strategy()
-
-
-class _Columns:
-    """The fields and derived sizes of `Strategy`, over columns."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self.__dict__.update(values)
-
-    stages = Strategy.stages
-    devices = Strategy.devices
-    expert_dp = Strategy.expert_dp
-
-
-class _Table:
-    """Rows being narrowed; each row stands for as many strategies as the choices not yet made."""
-
-    def __init__(self, columns: dict[str, Ints]) -> None:
-        self.columns = columns
-        self.rejected: Counter[str] = Counter()
-
-    def __getitem__(self, name: str) -> Ints:
-        return self.columns[name]
-
-    def keep(self, mask: Mask, weight: Ints, reason: str) -> None:
-        lost = int(weight[~mask].sum())
-        if lost:
-            self.rejected[reason] += lost
-            self.columns = {name: column[mask] for name, column in self.columns.items()}
-
-    def cross(self, name: str, values: Sequence[int]) -> None:
-        rows = len(self["tp"])
-        self.columns = {key: np.repeat(column, len(values)) for key, column in self.columns.items()}
-        self.columns[name] = np.tile(np.array(values, np.int64), rows)
-
-    def cross_by(self, name: str, by: str, values: Mapping[int, Sequence[int]]) -> None:
-        """Cross with values that depend on another column."""
-        counts = np.array([len(values[int(key)]) for key in self[by]], np.int64)
-        flat = [value for key in self[by].tolist() for value in values[key]]
-        self.columns = {key: np.repeat(column, counts) for key, column in self.columns.items()}
-        self.columns[name] = np.array(flat, np.int64)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Choices:
     """The values of every field before any rule."""
@@ -203,7 +151,7 @@ def build_space(model: ModelSpec, cluster: Cluster, run: Run, framework: Framewo
     )  # fmt: skip
 
 
-def _degrees(cluster: Cluster, limits: Limits) -> _Table:
+def _degrees(cluster: Cluster, limits: Limits) -> Table:
     """Every way to write the devices as tp * pp * cp * dp."""
     devices = cluster.devices
     rows = []
@@ -216,7 +164,7 @@ def _degrees(cluster: Cluster, limits: Limits) -> _Table:
     if not rows:
         raise InputError([f"No tp * pp * cp * dp within the limits gives the {devices} devices of {cluster.name}."])
     columns = np.array(rows, np.int64).T
-    return _Table(dict(zip(("tp", "pp", "cp", "dp"), columns, strict=True)))
+    return Table(dict(zip(("tp", "pp", "cp", "dp"), columns, strict=True)))
 
 
 def _choices(
@@ -259,7 +207,7 @@ def virtual_stages(layers: int, pp: int) -> tuple[int, ...]:
     return tuple(found.values())
 
 
-def _multiplicities(table: _Table, choices: _Choices) -> Ints:
+def _multiplicities(table: Table, choices: _Choices) -> Ints:
     """How many combinations of options each row stands for, before any rule on them."""
     split, context, pipe = table["tp"] > 1, table["cp"] > 1, table["pp"] > 1
     replicated = table["dp"] * table["cp"] > 1
@@ -275,7 +223,7 @@ def scale_up_devices(cluster: Cluster) -> int:
     return max(inner, default=cluster.devices_per_node)
 
 
-def _narrow_degrees(table: _Table, model: ModelSpec, run: Run, domain: int, weight: Ints) -> None:
+def _narrow_degrees(table: Table, model: ModelSpec, run: Run, domain: int, weight: Ints) -> None:
     """Rules on tp, pp, cp and dp alone. tp stays within `domain` devices (0: anywhere)."""
     attention = attentions(model)
     hidden = {spec.feed_forward.hidden for stack in model.stacks for spec, _ in stack.runs if spec.feed_forward}
@@ -303,7 +251,7 @@ def _narrow_degrees(table: _Table, model: ModelSpec, run: Run, domain: int, weig
 
 
 def _narrow_folds(
-    table: _Table, model: ModelSpec, pairs: Sequence[tuple[int, int]], domain: int, choices: _Choices
+    table: Table, model: ModelSpec, pairs: Sequence[tuple[int, int]], domain: int, choices: _Choices
 ) -> tuple[tuple[int, int], ...]:
     """Expert degrees: divisibility, the domain, folding. Returns the (ep, etp) that some base may take."""
     specs = expert_specs(model)
@@ -325,7 +273,7 @@ def _narrow_folds(
     return tuple(legal)
 
 
-def _foldings(table: _Table, pairs: Sequence[tuple[int, int]]) -> Ints:
+def _foldings(table: Table, pairs: Sequence[tuple[int, int]]) -> Ints:
     """How many of the (ep, etp) fold into each row's tp * cp * dp."""
     ranks = table["tp"] * table["cp"] * table["dp"]
     count = np.zeros(len(ranks), np.int64)
@@ -338,14 +286,14 @@ _Allowed = Mapping[Any, tuple[Mask, Mask, str]]
 """By value: rows where it is counted, rows where it is legal, the reason where it is not."""
 
 
-def _option_masks(table: _Table, options: Mapping[str, _Allowed], left: Ints) -> dict[str, dict[Any, Mask]]:
+def _option_masks(table: Table, options: Mapping[str, _Allowed], left: Ints) -> dict[str, dict[Any, Mask]]:
     """For each option its values and the rows that may take them; refusals are counted on the way."""
     for name in OPTIONS:
         left = _count_refused(table.rejected, options[name], left)
     return {name: {value: once & ok for value, (once, ok, _) in options[name].items()} for name in OPTIONS}
 
 
-def _allowed_splits(table: _Table, model: ModelSpec, run: Run, choices: _Choices) -> dict[str, _Allowed]:
+def _allowed_splits(table: Table, model: ModelSpec, run: Run, choices: _Choices) -> dict[str, _Allowed]:
     """Sequence parallelism and context parallelism: the sequence and the heads must divide."""
     tp, cp = table["tp"], table["cp"]
     everywhere = np.ones(len(tp), np.bool_)
@@ -365,7 +313,7 @@ def _allowed_splits(table: _Table, model: ModelSpec, run: Run, choices: _Choices
 
 
 def _allowed_options(
-    table: _Table, run: Run, choices: _Choices, menu: Menu, limits: Limits
+    table: Table, run: Run, choices: _Choices, menu: Menu, limits: Limits
 ) -> dict[str, _Allowed]:
     """Placement, ZeRO stage, recomputation and schedule."""
     pp, dp, cp = table["pp"], table["dp"], table["cp"]
@@ -409,7 +357,7 @@ def _offered(zero: int, menu: Menu, pp: Ints) -> Mask:
     return cast("Mask", ((pp == 1) & (zero in menu.zero_flat)) | (zero in menu.zero))
 
 
-def _schedulable(schedule: str, table: _Table, micro_batches: Ints, group_size: int) -> Mask:
+def _schedulable(schedule: str, table: Table, micro_batches: Ints, group_size: int) -> Mask:
     """Rows whose sizes a schedule takes; each distinct set of sizes is asked once."""
     pp, vp = table["pp"], table["vp"]
     code = (pp * (vp.max(initial=1) + 1) + vp) * (micro_batches.max(initial=1) + 1) + micro_batches
