@@ -69,7 +69,7 @@ def draw_waterfall(axes: Axes, answer: Estimate) -> None:
         at += seconds
         axes.plot([at, at], [row - 0.33, row + 1.33], color=QUIET, linewidth=0.6)
         share = f"{format_time(seconds, 3)}  ({format_percent(seconds / step)})"
-        near = at < 0.72 * step
+        near = at < 0.72 * step or at - seconds < 0.3 * step
         axes.annotate(share, (at if near else at - seconds, row), xytext=(5 if near else -5, 0),
                       textcoords="offset points", va="center", ha="left" if near else "right",
                       fontsize=8.5, color=INK)  # fmt: skip
@@ -121,7 +121,7 @@ def compare_picture(answers: Sequence[Estimate], labels: Sequence[str] = ()) -> 
                       color=INK if answer.fits else BAD)  # fmt: skip
     axes.set_yticks(range(len(answers)), list(names))
     axes.invert_yaxis()
-    axes.set_xlim(0, max(left) * 1.22)
+    axes.set_xlim(0, max(left) * (1.2 if all(answer.fits for answer in answers) else 1.45))
     axes.set(xlabel="seconds per step", title="Strategies side by side")
     grid(axes, "x")
     legend_beside(axes)

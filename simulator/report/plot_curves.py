@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simulator.errors import InputError
-from simulator.report.plot_style import (
-    BAD, BLUE, GREEN, GREY, INK, ORANGE, PURPLE, QUIET, RED, SKY, SLATE,
-    grid, new_figure, styled,
-)  # fmt: skip
+from simulator.report import plot_style
+from simulator.report.plot_style import BAD, BLUE, GREEN, GREY, INK, ORANGE, QUIET, SKY, grid, new_figure, styled
 from simulator.report.svg_scatter import Point, front
 from simulator.result import Estimate
 from simulator.units import format_bytes, format_count, format_percent
@@ -21,6 +19,8 @@ if TYPE_CHECKING:
 
 GIB = 2.0**30
 KNEE = 0.8
+FEW = 10
+"""Points that each get a tick."""
 
 
 def knee(answers: Sequence[Estimate], least_fraction: float = KNEE) -> Estimate:
@@ -38,6 +38,8 @@ def scaling_picture(answers: Sequence[Estimate], *, title: str = "Scaling") -> F
     """
     if len(answers) < 2:
         raise InputError(["A scaling curve needs at least two estimates."])
+    from matplotlib.ticker import LogLocator, NullLocator
+
     ordered = sorted(answers, key=lambda answer: answer.devices)
     devices = np.array([a.devices for a in ordered])
     rate = np.array([a.tokens_per_s for a in ordered])
@@ -56,9 +58,10 @@ def scaling_picture(answers: Sequence[Estimate], *, title: str = "Scaling") -> F
     lower.axhline(KNEE, color=QUIET, linewidth=0.8, linestyle=":")
     found = knee(ordered)
     for axes in (upper, lower):
-        axes.axvline(found.devices, color=ORANGE, linewidth=1.2)
         grid(axes, "y")
     if found.devices < devices[-1]:
+        for axes in (upper, lower):
+            axes.axvline(found.devices, color=ORANGE, linewidth=1.2)
         upper.annotate(f"knee: {found.devices:,} devices", (found.devices, rate.max()), xytext=(-5, -2), ha="right",
                        va="top", textcoords="offset points", color=INK, fontsize=8.5)  # fmt: skip
     upper.set(ylabel="tokens/s")
@@ -68,6 +71,8 @@ def scaling_picture(answers: Sequence[Estimate], *, title: str = "Scaling") -> F
     lower.set_xticks(devices, [f"{count:,}" for count in devices], minor=False)
     lower.minorticks_off()
     lower.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    upper.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    upper.yaxis.set_minor_locator(NullLocator())
     upper.yaxis.set_major_formatter(lambda value, _: format_count(value, 3))
     return figure
 
@@ -93,7 +98,7 @@ def pareto_picture(answers: Sequence[Estimate], *, title: str = "Time against me
                          edgecolor=BLUE if inside else BAD, linewidth=0.8, label=words)  # fmt: skip
     axes.step([p.step_time_s for p in best], [p.peak_bytes / GIB for p in best], where="post", color=GREEN,
               marker="o", markersize=6, linewidth=1.4, label="Pareto front")  # fmt: skip
-    for index, point in enumerate(best[:: max(1, len(best) // 5)]):
+    for index, point in enumerate(best[:: max(1, len(best) // 4)]):
         axes.annotate(point.label, (point.step_time_s, point.peak_bytes / GIB), xytext=(5, -11 - 9 * (index % 2)),
                       fontsize=7.5, textcoords="offset points", color=INK)  # fmt: skip
     axes.axhline(limit / GIB, color=BAD, linestyle=(0, (5, 3)), linewidth=1.2)
@@ -134,7 +139,7 @@ def measured_picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
     predicted = np.array([row["predicted_s"] for row in timed])
     error = np.abs(predicted / measured - 1)
     families = sorted({row["family"] for row in timed})
-    shades, marks = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, SLATE), "o^sD"
+    shades, marks = plot_style.FAMILIES, "o^sD"
     for index, family in enumerate(families):
         mine = np.array([row["family"] == family for row in timed])
         axes.scatter(measured[mine], predicted[mine], s=10, color=shades[index % len(shades)], linewidth=0, alpha=0.75,
@@ -170,6 +175,9 @@ def lines_picture(
         axes.annotate(name, (at, value), xytext=(6, -3), textcoords="offset points", fontsize=8)
     if "x" in logarithmic:
         axes.set_xscale("log")
+        if len(across) <= FEW:
+            axes.set_xticks(list(across), [f"{value:,g}" for value in across])
+            axes.minorticks_off()
     if "y" in logarithmic:
         axes.set_yscale("log")
     axes.set(xlabel=x, ylabel=y)

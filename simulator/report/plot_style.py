@@ -20,6 +20,8 @@ BLUE, SKY, GREEN, ORANGE, RED, PURPLE, YELLOW = (
     "#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7", "#f0e442",
 )  # fmt: skip
 GREY, SLATE = "#9aa1aa", "#5f6771"
+FAMILIES = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, SLATE)
+"""Colours of things that have no colour of their own."""
 COLOURS: Mapping[str, str] = {
     "gemm": BLUE, "weights": BLUE, "grouped_gemm": SKY, "gradients": SKY, "attention": GREEN,
     "gathered_parameters": GREEN, "pointwise": "#7fb8a4", "working_set": "#7fb8a4", "lookup": "#b5d6ca",

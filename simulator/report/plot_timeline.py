@@ -53,7 +53,8 @@ def timeline_picture(of: Estimate | Timeline, *, until_s: float = 0.0) -> Figure
             each.set_ylabel("")
             each.spines["left"].set_visible(False)
             each.tick_params(left=False)
-    axes[0][-1].legend(handles=_legend(line), loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, borderaxespad=0.2)
+    axes[0][-1].legend(handles=_legend(line), loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, borderaxespad=0.2,
+                       columnspacing=1.2)
     axes[1][-1].legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, borderaxespad=0.1, labelcolor=QUIET)
     cut = "" if len(spans) == 1 else ", its opening and its end"
     axes[0][0].set_title(f"{line.order.schedule}: {format_time(line.makespan_s)}, "

@@ -44,8 +44,9 @@ def test_a_lesson_runs_from_top_to_bottom(lesson: Path) -> None:
 def test_a_lesson_is_stored_with_its_outputs_in_order(lesson: Path) -> None:
     stored = nbformat.read(lesson, as_version=4)
     assert [cell.execution_count for cell in _code(stored)] == list(range(1, len(_code(stored)) + 1))
-    assert not [o for cell in _code(stored) for o in cell.outputs if o.output_type == "error" or o.get("name") == "stderr"]
-    assert sum("image/png" in o.get("data", {}) for cell in _code(stored) for o in cell.outputs) >= 1
+    outputs = [output for cell in _code(stored) for output in cell.outputs]
+    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
 
 
 def test_a_lesson_opens_with_what_it_is_about_and_ends_with_checked_exercises(lesson: Path) -> None:

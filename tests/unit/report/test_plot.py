@@ -1,4 +1,4 @@
-"""Pictures say what the values say: bars sum to totals, points lie under roofs, and the same input gives the same bytes."""
+"""Pictures say what the values say: bars sum to totals, points lie under roofs; the same input gives the same bytes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def test_waterfall_bars_join_and_end_at_the_step_time(answer: sim.Estimate) -> N
     bars = _patches(answer.plot("waterfall").axes[0])
     parts, total = bars[:-1], bars[-1]
     assert total == (0, pytest.approx(answer.step_time_s))
-    for (left, width), (following, _) in zip(parts, parts[1:], strict=False):
+    for (left, width), (following, _) in pairwise(parts):
         assert following == pytest.approx(left + width)
     assert sum(width for _, width in parts) == pytest.approx(answer.step_time_s)
 
@@ -93,7 +94,8 @@ def test_no_kernel_lies_above_the_roofs() -> None:
 
 def test_the_knee_is_the_last_size_above_four_fifths(answer: sim.Estimate) -> None:
     each = answer.tokens_per_s / answer.devices
-    sizes = [replace(answer, devices=d, tokens_per_s=each * d * f) for d, f in ((16, 1), (32, 0.9), (64, 0.8), (128, 0.7))]
+    shares = ((16, 1), (32, 0.9), (64, 0.8), (128, 0.7))
+    sizes = [replace(answer, devices=d, tokens_per_s=each * d * share) for d, share in shares]
     assert knee(sizes[::-1]).devices == 64
     words = [text.get_text() for text in scaling_picture(sizes).axes[0].texts]
     assert words == ["knee: 64 devices"]
@@ -124,7 +126,10 @@ def test_topology_loads_are_what_each_device_sends() -> None:
     assert outside == pytest.approx([step.traffic_bytes["dp"]] * 32)
 
 
-@pytest.mark.parametrize("name", ["dgx1-v100", "tpu-v5e-pod", "tpu-v4-pod", "gb200-nvl72", "mi300x-8", "llama3-24k-roce"])
+FABRICS = ["dgx1-v100", "tpu-v5e-pod", "tpu-v4-pod", "gb200-nvl72", "mi300x-8", "llama3-24k-roce"]
+
+
+@pytest.mark.parametrize("name", FABRICS)
 def test_every_kind_of_fabric_is_drawn_with_links_between_what_is_drawn(name: str) -> None:
     axes = sim.load_cluster(name).plot().axes[0]
     devices = {tuple(dots.get_offsets()[0]) for dots in axes.collections if len(dots.get_offsets()) == 1}
@@ -143,7 +148,8 @@ def test_switch_partitions_hold_what_the_paper_says() -> None:
 
 
 def test_predicted_against_measured_counts_only_rows_with_both() -> None:
-    rows = [{"family": "a", "predicted_s": 1.1, "measured_s": 1.0}, {"family": "b", "predicted_s": 2.0, "measured_s": None},
+    rows = [{"family": "a", "predicted_s": 1.1, "measured_s": 1.0},
+            {"family": "b", "predicted_s": 2.0, "measured_s": None},
             {"family": "a", "predicted_s": 0.7, "measured_s": 1.0}]  # fmt: skip
     assert measured_picture(rows).axes[0].get_title("left") == "2 published runs: median error 20 %, mean 20 %"
     with pytest.raises(sim.InputError, match="no row"):
