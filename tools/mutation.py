@@ -25,6 +25,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "validation" / "mutation.json"
 KILLED = {"killed", "timeout", "caught by type check"}
+UNTRIED = {"not checked", "no tests"}
+"""Left out of the score: not reached yet, and functions that none of the selected tests calls (counted apart)."""
 UNEXPLAINED = "not yet explained"
 
 
@@ -42,7 +44,7 @@ def results(folder: Path) -> dict[str, str]:
     command = [str(Path(sys.executable).with_name("mutmut")), "results", "--all", "true"]
     text = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
     found = dict(re.findall(r"^\s*(simulator\.\S+): (.+?)\s*$", text, re.MULTILINE))
-    return {name: status for name, status in found.items() if status != "not checked"}
+    return {name: status for name, status in found.items() if status not in UNTRIED}
 
 
 def shown(folder: Path, mutant: str) -> str:

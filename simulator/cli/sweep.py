@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("--timeout", type=Quantity("time"), help='Start no new points after this time ("10 min").')
 @json_option
 def command(
-    *, file: Path, out: Path, workers: int | None, timeout: float | None, as_json: bool, **options: Any
+    *, file: Path, out: Path, workers: int | None, as_json: bool, **options: Any
 ) -> None:
     """Estimate every point of FILE: grids and zips over models, clusters, strategies and any catalogue field.
 
@@ -45,7 +45,7 @@ def command(
     try:
         result = sweep(
             file, out, resume=options["resume"], allow_drift=options["allow_drift"], workers=workers,
-            timeout_s=timeout, executor=_executor(options["dask"], options["ray"]), progress=_progress(),
+            timeout_s=options["timeout"], executor=_executor(options["dask"], options["ray"]), progress=_progress(),
         )  # fmt: skip
     except KeyboardInterrupt:
         click.echo(f"\nwhat was computed is kept in {out}; --resume continues it", err=True)

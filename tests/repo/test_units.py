@@ -59,6 +59,7 @@ ELSEWHERE = {
     "accumulation_bytes.held": "parameters",
     "best_math_s.peak": "FLOP/s of the dtype",
     "format_count.count": "any count",
+    "kv_bytes_per_layer.context_tokens": "tokens",
     "loss.parameters": "parameters",
     "loss.tokens": "tokens",
     "off_optimum.batch_tokens": "tokens per step",
