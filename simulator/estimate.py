@@ -157,6 +157,7 @@ def durations_of(costs: Sequence[StageCost], setting: Setting) -> Durations:
         input_grad_s=device[:, 1],
         weight_grad_s=device[:, 2],
         forward_host_s=host[:, 0],
+        host_waits=sends_block(setting.strategy.schedule, software),
         input_grad_host_s=host[:, 1],
         weight_grad_host_s=host[:, 2],
         forward_comm_s=[_communication_s(c.forward.parts) for c in costs],
@@ -199,7 +200,10 @@ def splits_sends(strategy: Strategy, software: Framework) -> bool:
 
 
 def sends_block(schedule: str, software: Framework) -> bool:
-    """Whether a rank computes nothing until what it sends has arrived."""
+    """Whether a rank computes nothing until what it sends has arrived, and its host launches nothing either.
+
+    Megatron-LM's p2p_communication.py calls torch.cuda.synchronize after a batch_isend_irecv (batch_p2p_sync).
+    """
     return not software.overlap_p2p or schedule in ("1f1b", "gpipe")
 
 

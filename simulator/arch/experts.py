@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from simulator.arch.feed_forward import activation, feed_forward
 from simulator.arch.linear import cast, linear, pointwise
 from simulator.arch.operations import Collective, GroupedGemm, Number, Operation, Pointwise, Saved, Weight
@@ -27,7 +29,7 @@ def routed_rows(spec: ExpertsSpec, shard: Shard) -> Number:
 def experts(spec: ExpertsSpec, *, width: int, shard: Shard, kernels: Kernels, name: str = "moe") -> list[Operation]:
     """The whole mixture between the norm's output and the residual add."""
     rows = routed_rows(spec, shard)
-    gathered = rows * shard.etp if shard.sequence_parallel else rows
+    gathered = rows * shard.expert_sources
     operations = [
         _router(spec, width=width, shard=shard, kernels=kernels, name=name),
         _permute(f"{name}.permute", rows=rows, width=width, kernels=kernels, saves=_dispatch_saves(name, rows, spec)),
@@ -168,15 +170,18 @@ def _expert_tensor_border(
 ) -> list[Operation]:
     """Expert-tensor parallelism: gather the etp group's rows before the experts, reduce-scatter after them.
 
-    Without sequence parallelism the group holds the same rows already, so the outputs are all-reduced.
+    Without sequence parallelism the ranks of a tp group hold the same rows already: only those of other tp groups are
+    gathered, and the outputs are all-reduced.
     """
     if not is_split(shard.etp):
         return []
     full_bytes = rows * width * kernels.element_bytes
     if not shard.sequence_parallel:
+        missing = (1 - 1 / shard.expert_sources) * shard.etp / np.maximum(shard.etp - 1, 1)
+        gather = (Collective(kind="all_gather", axis="etp", bytes=full_bytes * missing),)
         reduce = (Collective(kind="all_reduce", axis="etp", bytes=full_bytes),)
-        return [Operation(name=name, forward=reduce if side == "leave" else (),
-                          input_grad=reduce if side == "enter" else (), modules=("moe",))]  # fmt: skip
+        forward, backward = (gather, reduce) if side == "enter" else (reduce, gather)
+        return [Operation(name=name, forward=forward, input_grad=backward, modules=("moe",))]
     gather = (Collective(kind="all_gather", axis="etp", bytes=full_bytes),)
     scatter = (Collective(kind="reduce_scatter", axis="etp", bytes=full_bytes),)
     forward, backward = (gather, scatter) if side == "enter" else (scatter, gather)

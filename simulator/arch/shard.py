@@ -114,6 +114,15 @@ class Shard:
         return self.tokens / self.tp if self.sequence_parallel else self.tokens
 
     @property
+    def expert_sources(self) -> Number:
+        """Ranks of an expert-tensor group that hold different rows: all; without sequence parallelism one per tp group.
+
+        >>> float(Shard(micro_batch=1, seq_len=4, tp=2, etp=8).expert_sources)
+        4.0
+        """
+        return self.etp if self.sequence_parallel else np.maximum(self.etp / self.tp, 1.0)
+
+    @property
     def memory_tokens(self) -> Number:
         return self.micro_batch * self.memory_seq_len / self.cp
 

@@ -28,8 +28,9 @@ def synchronisation(held: HeldParameters, run: Run, strategy: Strategy, framewor
     """Gradient reduction and parameter gathering by ZeRO stage (facts c2, c3, c9).
 
     Stage 0: all-reduce of the gradients. 1 and 2: reduce-scatter over the shard group, then all-gather of the updated
-    parameters; software that gives whole tensors to owners reduces to each and broadcasts from each. 3: all-gather in forward (and again in backward unless kept) and reduce-scatter in backward, every
-    micro-batch. With a shard group smaller than dp (HSDP) the shards are all-reduced between groups.
+    parameters; software that gives whole tensors to owners reduces to each and broadcasts from each. 3: all-gather in
+    forward (and again in backward unless kept) and reduce-scatter in backward, every micro-batch. With a shard group
+    smaller than dp (HSDP) the shards are all-reduced between groups.
     """
     wire = 4.0 if run.precision in ("fp32", "tf32") else DTYPE_BYTES[framework.gradient_reduce_dtype]
     tensor: tuple[Collective, ...] = ()

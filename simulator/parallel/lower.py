@@ -18,7 +18,7 @@ from simulator.arch.layer import (
     norm_segment,
 )
 from simulator.arch.operations import Number, Operation, Weight
-from simulator.arch.shard import Kernels, Shard, kernels_for
+from simulator.arch.shard import Kernels, Shard, is_split, kernels_for
 from simulator.spec.model import ModelSpec
 from simulator.spec.run import Framework, Run
 from simulator.spec.strategy import Strategy
@@ -87,7 +87,7 @@ def shard_for(model: ModelSpec, run: Run, framework: Framework, degrees: Strateg
         cp=degrees.cp,
         ep=degrees.ep,
         etp=degrees.etp,
-        sequence_parallel=degrees.sequence_parallel,
+        sequence_parallel=degrees.sequence_parallel or not is_split(degrees.tp),
         context_kind=degrees.context_kind,
         vocab_multiple=framework.vocab_multiple,
         capacity_factor=run.capacity_factor,

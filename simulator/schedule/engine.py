@@ -44,7 +44,8 @@ class Durations:
     input_grad_host_s: PerStage = 0.0
     weight_grad_host_s: PerStage = 0.0
     host_waits: bool = False
-    """The host waits for the device after each task (data-dependent sizes, `.item()`): it cannot run ahead."""
+    """The host waits for the device before each task, its input included (`torch.cuda.synchronize` after a receive,
+    data-dependent sizes, `.item()`): it cannot run ahead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,7 +270,7 @@ def _run_with_host(
     launches = costs.host[graph.duration_index].tolist()
     rows = zip(graph.rank, graph.after, duration, sends, lates, launches, strict=True)
     for rank, after, seconds, send, late, launch in rows:
-        issued = max(host[rank], done[rank]) if waits else host[rank]
+        issued = max(host[rank], done[rank], arrival[after]) if waits else host[rank]
         time = max(arrival[after], free[rank], issued if seconds or launch else 0.0)
         start.append(time)
         host[rank] = issued + launch

@@ -94,6 +94,8 @@ class Model:
             together = tasks[index : index + 2] if paired[index] else tasks[index : index + 1]
             for slot, number, kind in together:
                 yield from self.inputs(slot, number, kind)
+            if self.waits:  # The host launches once the inputs are there.
+                issued = max(issued, self.environment.now)
             if self.launches and issued > self.environment.now:
                 yield self.environment.timeout(issued - self.environment.now)
             begin = self.environment.now

@@ -104,3 +104,15 @@ def test_tokens_and_flops_do_not_depend_on_the_split() -> None:
 def test_the_same_question_has_the_same_answer() -> None:
     strategy = Strategy(tp=2, pp=2, dp=2, zero=1)
     assert cost(MIXTURE, strategy).to_dict() == cost(MIXTURE, strategy).to_dict()
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["replicated", "sequence-parallel"])
+@pytest.mark.parametrize(("tp", "ep", "etp"), [(1, 2, 1), (1, 1, 4), (2, 1, 8), (4, 2, 4), (8, 1, 8), (4, 1, 2)])
+def test_no_work_of_the_model_goes_missing(tp: int, ep: int, etp: int, *, split: bool) -> None:
+    """However experts are laid out, the devices together execute at least the model's FLOPs (PaLM's MFU <= HFU)."""
+    strategy = Strategy(tp=tp, dp=8 // tp, ep=ep, etp=etp, sequence_parallel=split)
+    answer = cost(MIXTURE, strategy)
+    assert answer.hfu >= answer.mfu * (1 - 1e-9)
+    if tp == 1:
+        other = replace(strategy, sequence_parallel=not split)
+        assert answer.step_time_s == cost(MIXTURE, other).step_time_s
