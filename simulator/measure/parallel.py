@@ -160,8 +160,8 @@ class SplitHead(Head):
 
     def forward(self, x: Tensor, table: Tensor, targets: Tensor) -> Tensor:
         logits = functional.linear(Enter.apply(x, self.group), table if self.weight is None else self.weight)
-        columns = Gather.apply(logits.permute(2, 0, 1).contiguous(), self.group, True)
-        return cross_entropy(columns.permute(1, 2, 0), targets, self.setting.kernels)
+        everyone = Gather.apply(logits.unsqueeze(0), self.group, True)
+        return cross_entropy(torch.cat(everyone.unbind(0), -1), targets, self.setting.kernels)
 
 
 class Part(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from simulator import catalog
@@ -48,6 +48,9 @@ def predict(case: Case, machine: Path) -> Prediction:
 def _lowered(case: Case, machine: Path, clock: Clock) -> Lowered:
     cluster: Cluster = read_machine(read_document(machine), nodes=case.strategy.devices, clock=clock)
     model, software = model_of(case.model), catalog.load_framework(case.run.framework)
+    if case.strategy.tp == 1:
+        # The measured loss frees its logits; only the gathered ones of several tensor ranks are whole copies.
+        software = replace(software, parallel_cross_entropy=True)
     check(model, cluster, case.run, case.strategy)
     return run_step(model, cluster, case.run, case.strategy, software)
 

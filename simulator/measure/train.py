@@ -166,7 +166,7 @@ class Flat:
     def __init__(self, parameters: list[nn.Parameter], group: Any) -> None:
         self.group, self.ranks = group, dist.get_world_size(group)
         count = -(-sum(p.numel() for p in parameters) // self.ranks) * self.ranks
-        self.values, self.parameters = torch.zeros(count), parameters
+        self.values, self.gradients, self.parameters = torch.zeros(count), torch.zeros(count), parameters
         place = 0
         for parameter in parameters:
             part = self.values[place : place + parameter.numel()].view_as(parameter)
@@ -179,11 +179,11 @@ class Flat:
 
     def scatter(self) -> None:
         """Flat gradients, summed and scattered into the shard's."""
-        gradients = torch.cat([p.grad.flatten() for p in self.parameters])
-        padded = nn.functional.pad(gradients, (0, self.size * self.ranks - gradients.numel()))
+        used = self.gradients[: sum(p.numel() for p in self.parameters)]
+        torch.cat([p.grad.flatten() for p in self.parameters], out=used)
         part = torch.empty(self.size)
-        dist.reduce_scatter_tensor(part, padded, group=self.group)
-        self.shard.grad = part / self.ranks
+        dist.reduce_scatter_tensor(part, self.gradients, group=self.group)
+        self.shard.grad = part.div_(self.ranks)
         for parameter in self.parameters:
             parameter.grad = None
 
