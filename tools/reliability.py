@@ -3,7 +3,8 @@
     python tools/reliability.py [--kills 100] [--base COMMIT] [--only WORD ...]
 
 A figure that this run could not measure says so and why; nothing is carried over from an earlier run but the mutation
-score, which has its own date (tools/mutation.py). Takes about half an hour on two cores.
+score, which has its own date (tools/mutation.py), and what `--bad-inputs` and `--chaos` name. Takes about half an hour
+on two cores.
 """
 
 from __future__ import annotations
@@ -57,8 +58,13 @@ def document(*command: str) -> Any:
         return {"error": (done.stderr or done.stdout).strip()[-300:]}
 
 
-def bad_inputs(_: argparse.Namespace) -> list[Figure]:
-    found = document(PYTHON, "tools/bad_inputs.py")
+def saved_or(saved: Path | None, *command: str) -> Any:
+    """What a tool printed earlier into a file, or what it prints now."""
+    return json.loads(saved.read_text(encoding="utf-8")) if saved else document(*command)
+
+
+def bad_inputs(options: argparse.Namespace) -> list[Figure]:
+    found = saved_or(options.bad_inputs, PYTHON, "tools/bad_inputs.py")
     how = "tools/bad_inputs.py"
     if "error" in found:
         return [Figure("bad inputs", "0 answered badly", f"not measured: {found['error']}", how)]
@@ -85,7 +91,7 @@ def messages(_: argparse.Namespace) -> list[Figure]:
 
 
 def kills(options: argparse.Namespace) -> list[Figure]:
-    found = document(PYTHON, "tools/chaos.py", "--kills", str(options.kills))
+    found = saved_or(options.chaos, PYTHON, "tools/chaos.py", "--kills", str(options.kills))
     if "error" in found:
         said = f"not measured: {found['error']}"
         return [Figure("SIGKILL resumes without loss", "100 of 100", said, "tools/chaos.py")]
@@ -277,6 +283,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--base", default="", help="commit or folder that predictions are compared with")
+    parser.add_argument("--bad-inputs", type=Path, help="what tools/bad_inputs.py printed, instead of running it")
+    parser.add_argument("--chaos", type=Path, help="what tools/chaos.py printed, instead of running it")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
