@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from simulator.arch.parameters import parameters
 from simulator.measure.predict import Prediction, predict
-from simulator.measure.suite import Case, suite_of
+from simulator.measure.suite import Case, model_of, suite_of
 from simulator.measure.table import Measured
 from simulator.spec.reading import read_document
 from simulator.validate.metrics import kendall_tau
 
-OVERHEAD_S, OVERHEAD_TOKENS = 0.1, 128
-"""Steps shorter than this (per rank) or with no more tokens per rank are dominated by overhead."""
+OVERHEAD_S, OVERHEAD_TOKENS, SMALL_PARAMETERS = 0.1, 128, 8e6
+"""Steps shorter than this (per rank), with no more tokens per rank, or of smaller models on several ranks are dominated
+by overhead."""
 CLASSES = ("single process", "several ranks", "overhead")
 
 
@@ -62,7 +64,8 @@ class Scored:
     def kind(self) -> str:
         """One of CLASSES."""
         ranks = self.case.strategy.devices
-        if self.measured.cpu_s / ranks < OVERHEAD_S or self.case.tokens / ranks <= OVERHEAD_TOKENS:
+        short = self.measured.cpu_s / ranks < OVERHEAD_S or self.case.tokens / ranks <= OVERHEAD_TOKENS
+        if short or (ranks > 1 and parameters(model_of(self.case.model)).total < SMALL_PARAMETERS):
             return "overhead"
         return "several ranks" if ranks > 1 else "single process"
 
@@ -105,11 +108,13 @@ def summary(scored: Sequence[Scored]) -> dict[str, Any]:
 
 
 def ranking(scored: Sequence[Scored]) -> dict[str, float]:
-    """Kendall's tau between predicted and measured processor seconds of one model's strategies on the same batch."""
+    """Kendall's tau between predicted (at the moment's speed) and measured processor seconds, over the strategies of
+    one model on the same batch.
+    """
     groups: dict[str, list[Scored]] = defaultdict(list)
     for entry in scored:
         run = entry.case.run
         groups[f"{entry.case.model} {run.global_batch} x {run.seq_len}"].append(entry)
-    taus = {name: kendall_tau([e.predicted.cpu_s for e in held], [e.measured.cpu_s for e in held])
+    taus = {name: kendall_tau([e.drifted_cpu_s for e in held], [e.measured.cpu_s for e in held])
             for name, held in groups.items() if len(held) >= 3}  # fmt: skip
     return {name: tau for name, tau in taus.items() if tau is not None}
