@@ -98,7 +98,7 @@ def cost_step(model: ModelSpec, cluster: Cluster, run: Run, strategy: Strategy, 
 def run_costed(costed: Costed) -> Lowered:
     """Order and simulate one step."""
     program, costs, setting = costed.program, costed.costs, costed.setting
-    strategy, software = setting.strategy, setting.framework
+    strategy = setting.strategy
     order = make_order(
         strategy.schedule, pp=strategy.pp, micro_batches=program.micro_batches, vp=strategy.vp,
         group_size=strategy.group_size,
@@ -136,7 +136,6 @@ def durations_of(costs: Sequence[StageCost], setting: Setting) -> Durations:
 
     Dropless experts stay outside a graph: their sizes follow the routing.
     """
-
     software = setting.framework
     launch_s = software.launch_s * setting.cluster.host_slowdown_factor
 

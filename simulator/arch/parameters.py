@@ -18,9 +18,10 @@ from simulator.arch.shard import Kernels, Shard
 from simulator.spec.model import LayerSpec, ModelSpec
 
 COUNTING = Kernels(
-    fused_attention=True, attention_kernel="library", fused_softmax=True, fused_bias_activation=True, fused_bias_dropout=True, fused_norm=True,
-    fused_rope=True, fused_cross_entropy=True, parallel_cross_entropy=True, compiled=False, dropout=False, activation_dtype="bf16",
-    gemm_dtype="bf16", logits_dtype="fp32", overlap_tp_grad=False, overlap_tp=False, overlap_moe=False,
+    fused_attention=True, attention_kernel="library", fused_softmax=True, fused_bias_activation=True,
+    fused_bias_dropout=True, fused_norm=True, fused_rope=True, fused_cross_entropy=True, parallel_cross_entropy=True,
+    compiled=False, dropout=False, activation_dtype="bf16", gemm_dtype="bf16", logits_dtype="fp32",
+    overlap_tp_grad=False, overlap_tp=False, overlap_moe=False,
 )  # fmt: skip
 """Any kernels will do: parameters do not depend on them."""
 

@@ -86,7 +86,8 @@ def attention_time_s(
 
 
 _FLASH1_OVER_FLASH2 = 2.0
-"""FlashAttention-2 "yields around 2x speedup compared to FlashAttention" on A100 (Dao 2023, arXiv 2307.08691, abstract)."""
+"""FlashAttention-2 "yields around 2x speedup compared to FlashAttention" on A100 (Dao 2023, arXiv 2307.08691,
+abstract)."""
 _FLASH2_OVER_FLASH3 = 1.75
 """FlashAttention-3 reaches "speedup ... by 1.5-2.0x" over FlashAttention-2 on H100 (Shah 2024, arXiv 2407.08608,
 abstract): the middle."""

@@ -9,8 +9,8 @@ from simulator.spec.hardware import Device
 
 _PEAK_OF = {"mxfp8": "fp8"}
 _CONSTANTS_OF = {"fp16": "bf16", "tf32": "bf16", "fp32": "bf16", "fp64": "bf16", "mxfp8": "fp8"}
-"""fp16 runs the kernels of bf16. tf32, fp32 and fp64 are not in the measured tables: without constants of their own they
-take bf16's efficiencies of their own peaks. MXFP8 takes fp8's."""
+"""fp16 runs the kernels of bf16. tf32, fp32 and fp64 are not in the measured tables: without constants of their own
+they take bf16's efficiencies of their own peaks. MXFP8 takes fp8's."""
 
 
 def peak_flops_per_s(device: Device, dtype: str) -> float:

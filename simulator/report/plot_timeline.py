@@ -89,7 +89,7 @@ def draw_tasks(axes: Axes, line: Timeline, span: tuple[float, float] | None = No
     kinds = [KINDS[kind] for kind in order.kind[taken]]
     faces = [(SECOND if second else COLOUR)[kind] for kind, second in zip(kinds, _odd(line)[taken], strict=True)]
     each = int(np.bincount(row).max()) if len(row) else 0
-    axes.add_collection(PolyCollection(corners, facecolors=faces, edgecolors="white",
+    axes.add_collection(PolyCollection(list(corners), facecolors=faces, edgecolors="white",
                                        linewidths=0.5 if each < 100 else 0.2))  # fmt: skip
     if each <= NUMBERED_TASKS:
         size = 6.5 if each <= 36 else 4.8
@@ -103,7 +103,8 @@ def draw_tasks(axes: Axes, line: Timeline, span: tuple[float, float] | None = No
 
 def _odd(line: Timeline) -> npt.NDArray[np.bool_]:
     """Tasks of virtual stages with an odd number."""
-    return (line.order.stage // line.order.pp) % 2 == 1
+    odd: npt.NDArray[np.bool_] = (line.order.stage // line.order.pp) % 2 == 1
+    return odd
 
 
 def _legend(line: Timeline) -> list[Patch]:

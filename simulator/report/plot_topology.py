@@ -57,7 +57,7 @@ def topology_picture(cluster: Cluster, answer: Estimate | None = None) -> Figure
     words = [f"{t.name}: {format_bandwidth(t.bandwidth_bytes_per_s, 3)} per device, {t.topology}" +
              (f", {t.oversubscription:g}:1" if t.oversubscription > 1 else "") for t in cluster.tiers]  # fmt: skip
     figure.text(0.01, 0.01, "\n".join(words), fontsize=8, color=QUIET, va="bottom")
-    figure.get_layout_engine().set(rect=(0, 0.045 * len(words), 1, 1 - 0.045 * len(words)))  # type: ignore[union-attr]
+    figure.set_layout_engine("constrained", rect=(0, 0.045 * len(words), 1, 1 - 0.045 * len(words)))
     if loads:
         _scale(figure, axes, loads)
     return figure
@@ -188,11 +188,13 @@ def _draw_links(axes: Axes, graph: nx.Graph[Vertex], places: Places, loads: dict
 
 def _drawn_ends(one: Vertex, other: Vertex, places: Places) -> list[tuple[tuple[float, float], tuple[float, float]]]:
     """A link as lines: one; none where an end is not drawn; two stubs where it leads around a torus."""
-    ends = [places.get(int(v.removeprefix("nic")) if isinstance(v, str) and v.startswith("nic") else v)
-            for v in (one, other)]  # fmt: skip
-    if ends[0] is None or ends[1] is None or ends[0] == ends[1]:
+    begin, end = (
+        places.get(int(v.removeprefix("nic")) if isinstance(v, str) and v.startswith("nic") else v)
+        for v in (one, other)
+    )
+    if begin is None or end is None or begin == end:
         return []
-    (x, y), (u, v) = ends
+    (x, y), (u, v) = begin, end
     if not (isinstance(one, int) and isinstance(other, int)) or max(abs(x - u), abs(y - v)) <= AROUND:
         return [((x, y), (u, v))]
     away = 0.4 / max(abs(x - u), abs(y - v))

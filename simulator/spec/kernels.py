@@ -100,8 +100,8 @@ MEASURED_WATTS: Mapping[str, float] = {"ampere": 400.0, "hopper": 700.0, "blackw
 
 _EVIDENCE: Mapping[str, tuple[float, str]] = {
     "pascal": (0.70, "no matrix units; 70 % of the vector peak assumed"),
-    "volta": (0.70, "70 % assumed: above the 83 of 125 TFLOP/s of cuBLAS 9 (Markidis 2018, arXiv 1803.04014, sec. 7), "
-              "below A100's measured 87 % (stas00/ml-engineering, MAMF)"),
+    "volta": (0.70, ("70 % assumed: above the 83 of 125 TFLOP/s of cuBLAS 9 (Markidis 2018, arXiv 1803.04014, sec. 7), "
+                     "below A100's measured 87 % (stas00/ml-engineering, MAMF)")),
     "ada": (0.70, "no table; 70 % assumed, below A100's measured 87 % (stas00/ml-engineering, MAMF)"),
     "cdna2": (0.50, "no table; 50 % assumed, next to MI300X's measured 51.4 % (stas00/ml-engineering, MAMF)"),
     "cdna3": (0.56, "best shape measured: MI300X 51.4 %, MI325X 60.4 % of peak (stas00/ml-engineering, MAMF)"),

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from simulator import catalog
 from simulator.estimate import estimate
+from simulator.intervals import Residual, read_residuals
 from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
 from simulator.spec.run import Framework
-from simulator.intervals import Residual, read_residuals
 from simulator.validate.report import read_reasons
 
 estimator = estimate

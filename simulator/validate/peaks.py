@@ -12,7 +12,8 @@ MEANINGS = ("allocated", "reserved", "device")
 _SOURCES = (
     # docs/b200: max_allocated_MB of each rank beside max_memory_reserved
     (r"MooreThreads/SimuMax", "allocated"),
-    # benchmark/alpa: executable.get_total_allocation_size(); osdi22_artifact/megatron: torch.cuda.max_memory_allocated()
+    # benchmark/alpa: executable.get_total_allocation_size();
+    # osdi22_artifact/megatron: torch.cuda.max_memory_allocated()
     (r"alpa-projects/alpa", "allocated"),
     # experiments and chronicles: memory per GPU as nvidia-smi shows it
     (r"bigscience-workshop/bigscience", "device"),

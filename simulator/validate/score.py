@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from simulator.errors import InputError
+from simulator.intervals import Residual, interval
 from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
 from simulator.spec.run import Run
 from simulator.spec.strategy import Strategy
 from simulator.validate.configure import Configuration, Facts, configure
-from simulator.intervals import Residual, interval
 from simulator.validate.metrics import (
     constant_errors,
     coverage,

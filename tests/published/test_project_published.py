@@ -25,7 +25,8 @@ def predicted(model: str, cluster: str, nodes: int, run: sim.Run, tokens: float,
 
 def test_days_by_the_formula_of_the_paper() -> None:
     """Narayanan 2021 sec. 5.10, eq. 4: 8 T P / (n X) with the X that its Table 1 measured."""
-    for parameters, tokens, devices, rate, days in ((174.6e9, 300e9, 1024, 140e12, 34), (1008e9, 450e9, 3072, 163e12, 84)):
+    rows = ((174.6e9, 300e9, 1024, 140e12, 34), (1008e9, 450e9, 3072, 163e12, 84))
+    for parameters, tokens, devices, rate, days in rows:
         assert 8.0 * tokens * parameters / (devices * rate) / 86400.0 == pytest.approx(days, abs=0.6)
 
 
