@@ -125,32 +125,60 @@ def test_any_input_is_answered(text: object, dimension: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("name", "value", "expected"),
     [
-        (units.format_bytes(80 * 2.0**30), "80 GiB"),
-        (units.format_bytes(0.0), "0 B"),
-        (units.format_bytes(1023.99999), "1 KiB"),
-        (units.format_bytes(123456789.0), "117.7 MiB"),
-        (units.format_bandwidth(450e9), "450 GB/s"),
-        (units.format_flops(3.14e23), "314,000 EFLOP"),
-        (units.format_flop_rate(312e12), "312 TFLOP/s"),
-        (units.format_time(5e-6), "5 us"),
-        (units.format_time(0.99999999), "1 s"),
-        (units.format_time(90.0), "1.5 min"),
-        (units.format_time(7200.0), "2 h"),
-        (units.format_time(30 * 86400.0), "30 d"),
-        (units.format_time(0.0), "0 s"),
-        (units.format_count(174.6e9), "174.6B"),
-        (units.format_count(999.99e9), "1T"),
-        (units.format_power(700.0), "700 W"),
-        (units.format_usd(3.2), "$3.20"),
-        (units.format_usd(1234567.8), "$1,234,568"),
-        (units.format_percent(0.523), "52.3 %"),
+        ("format_bytes", 80 * 2.0**30, "80 GiB"),
+        ("format_bytes", 0.0, "0 B"),
+        ("format_bytes", 1023.99999, "1 KiB"),
+        ("format_bytes", 123456789.0, "117.7 MiB"),
+        ("format_bandwidth", 450e9, "450 GB/s"),
+        ("format_flops", 3.14e23, "314,000 EFLOP"),
+        ("format_flop_rate", 312e12, "312 TFLOP/s"),
+        ("format_time", 5e-6, "5 us"),
+        ("format_time", 0.99999999, "1 s"),
+        ("format_time", 90.0, "1.5 min"),
+        ("format_time", 7200.0, "2 h"),
+        ("format_time", 30 * 86400.0, "30 d"),
+        ("format_time", 0.0, "0 s"),
+        ("format_count", 174.6e9, "174.6B"),
+        ("format_count", 999.99e9, "1T"),
+        ("format_power", 700.0, "700 W"),
+        ("format_usd", 3.2, "$3.20"),
+        ("format_usd", 1234567.8, "$1,234,568"),
+        ("format_percent", 0.523, "52.3 %"),
+        ("format_time", 3.2e-9, "3.2 ns"),
+        ("format_time", 0.00345, "3.45 ms"),
+        ("format_time", 60.0, "1 min"),
+        ("format_time", 59.0, "59 s"),
+        ("format_time", 3600.0, "1 h"),
+        ("format_time", 86400.0, "1 d"),
+        ("format_time", 3000.0, "50 min"),
+        ("format_time", 80000.0, "22.22 h"),
+        ("format_count", 1234.0, "1.234K"),
+        ("format_count", 5.6e6, "5.6M"),
+        ("format_count", 12.0, "12"),
+        ("format_power", 1.2e6, "1.2 MW"),
+        ("format_usd", 1000.0, "$1,000"),
+        ("format_usd", -5.5, "$-5.50"),
+        ("format_percent", 1.0, "100 %"),
+        ("format_percent", 0.00012345, "0.0123 %"),
+        ("format_flops", 1.5e9, "1.5 GFLOP"),
+        ("format_flop_rate", 989.4e12, "989.4 TFLOP/s"),
+        ("format_bandwidth", 3.35e12, "3.35 TB/s"),
     ],
 )
-def test_formats(text: str, expected: str) -> None:
+def test_formats(name: str, value: float, expected: str) -> None:
     """GiB for memory, decimal prefixes for rates, and no 1024 KiB or 1000 ms."""
-    assert text == expected
+    assert getattr(units, name)(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "dimension", "value"),
+    [("8 bit", "bytes", 1.0), ("8 Gb/s", "bandwidth", 1e9), ("16 Kibit", "bytes", 2048.0), ("1 Tb", "bytes", 1.25e11),
+     ("4 MiB/s", "bandwidth", 2.0**22), ("2 kbit/s", "bandwidth", 250.0)],
+)  # fmt: skip
+def test_bits_are_eighths_of_bytes(text: str, dimension: str, value: float) -> None:
+    assert parse_quantity(text, dimension) == value
 
 
 @given(st.floats(min_value=1e-9, max_value=1e18))
