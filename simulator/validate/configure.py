@@ -322,10 +322,10 @@ def _recompute(row: PublishedRun, model: ModelSpec, framework: Framework, base: 
     quarter, half, most = (
         replace(base, recompute="full", recompute_layers=-(-held * share // 4)) for share in (1, 2, 3)
     )
-    little, *more = (
+    *light, heavy = (
         replace(base, recompute="modules", recompute_modules=modules) for modules in _MODULES[model.mixture]
     )
-    return [replace(base, recompute="none"), little, quarter, half, *more, most, replace(base, recompute="full")]
+    return [replace(base, recompute="none"), *light, quarter, half, heavy, most, replace(base, recompute="full")]
 
 
 def _stated_recompute(
