@@ -10,10 +10,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 STAMP := $(VENV)/stamp
 
-.PHONY: help run test test-web lint bench bench-web validate validate-measured reliability clean
+.PHONY: help run test test-web lint bench bench-web validate validate-measured reliability docs clean
 
 help:
-	@echo "make run                estimate GPT-3 175B on 128 DGX A100 nodes (creates .venv on first use)"
+	@echo "make run                plan GPT-3 175B on 128 DGX A100 nodes (creates .venv on first use)"
 	@echo "make test               every test that needs no browser; installs what tests need, with the CPU build of torch"
 	@echo "make test-web           the explorer and the report in headless Chromium (Debian's package chromium)"
 	@echo "make lint               ruff and mypy --strict"
@@ -22,6 +22,7 @@ help:
 	@echo "make validate           predictions beside published runs and kernel measurements"
 	@echo "make validate-measured  real torch training on this machine beside its prediction"
 	@echo "make reliability        every figure of reliability into validation/RELIABILITY.md (about half an hour)"
+	@echo "make docs               the formula pages and the outputs stored in the lessons, anew"
 	@echo "make clean              remove everything that the targets above made"
 
 $(STAMP)-venv:
@@ -45,8 +46,7 @@ $(STAMP)-lint: $(STAMP)-run
 	@touch $@
 
 run: $(STAMP)-run
-	$(BIN)/shardwise estimate gpt3-175b dgx-a100 --nodes 128 --tp 8 --pp 8 --dp 16 --vp 6 --schedule interleaved \
-		--micro-batch 1 --global-batch 1536 --recompute selective
+	$(BIN)/shardwise plan gpt3-175b dgx-a100 --nodes 128 --global-batch 1536
 
 test: $(STAMP)-test
 	$(BIN)/python -m pytest -m "not browser"
@@ -73,6 +73,10 @@ validate-measured: $(STAMP)-test
 reliability: $(STAMP)-test
 	$(PIP) install mutmut pip-audit
 	$(BIN)/python tools/reliability.py $(if $(BASE),--base $(BASE))
+
+docs: $(STAMP)-test
+	$(BIN)/python tools/make_formula_pages.py
+	$(BIN)/python tools/run_notebooks.py
 
 clean:
 	rm -rf $(VENV) build dist mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
