@@ -13,8 +13,8 @@ from simulator.spec.strategy import Strategy
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Synchronisation:
     """Collectives of one rank per step. `reduce` follows the last backward (or runs beside it), `gather` brings updated
-    parameters back, `per_micro_batch` are ZeRO-3's (forward, backward), `tensor` sums replicated parameters'
-    gradients over tp.
+    parameters back, `forward` and `backward` are those of every micro-batch under ZeRO-3 and, of gradients, ZeRO-2;
+    `tensor` sums replicated parameters' gradients over tp.
     """
 
     reduce: tuple[Collective, ...]
@@ -27,10 +27,12 @@ class Synchronisation:
 def synchronisation(held: HeldParameters, run: Run, strategy: Strategy, framework: Framework) -> Synchronisation:
     """Gradient reduction and parameter gathering by ZeRO stage (facts c2, c3, c9).
 
-    Stage 0: all-reduce of the gradients. 1 and 2: reduce-scatter over the shard group, then all-gather of the updated
-    parameters; software that gives whole tensors to owners reduces to each and broadcasts from each. 3: all-gather in
-    forward (and again in backward unless kept) and reduce-scatter in backward, every micro-batch. With a shard group
-    smaller than dp (HSDP) the shards are all-reduced between groups.
+    Stage 0: all-reduce of the gradients. 1: reduce-scatter over the shard group, then all-gather of the updated
+    parameters; software that gives whole tensors to owners reduces to each and broadcasts from each. 2: the same, but
+    a rank that holds only its share of the gradients cannot add up whole ones, so they are scattered in the backward
+    of every micro-batch (DeepSpeed stage_1_and_2.py reduce_ipg_grads with partition_gradients). 3: also all-gather in
+    forward and again in backward unless kept. With a shard group smaller than dp (HSDP) the shards are all-reduced
+    between groups.
     """
     wire = 4.0 if run.precision in ("fp32", "tf32") else DTYPE_BYTES[framework.gradient_reduce_dtype]
     tensor: tuple[Collective, ...] = ()
@@ -42,8 +44,10 @@ def synchronisation(held: HeldParameters, run: Run, strategy: Strategy, framewor
     owned = framework.zero_whole_tensors and strategy.zero < 3
     gather = _both("broadcast" if owned else "all_gather", "shard", held, parameter_bytes(run))
     scatter = _both("reduce" if owned else "reduce_scatter", "shard", held, wire)
-    if strategy.zero < 3:
+    if strategy.zero == 1 or (strategy.zero == 2 and framework.defers_gradient_scatter):
         return Synchronisation(reduce=(*scatter, *replicas), gather=gather, tensor=tensor)
+    if strategy.zero == 2:
+        return Synchronisation(reduce=replicas, gather=gather, backward=scatter, tensor=tensor)
     again = gather if strategy.reshard_after_forward else ()
     return Synchronisation(reduce=replicas, gather=(), forward=gather, backward=(*again, *scatter), tensor=tensor)
 

@@ -1,4 +1,4 @@
-"""What one micro-batch costs on each pipeline stage, by part: the segments' times summed, and ZeRO-3's traffic."""
+"""What one micro-batch costs on each pipeline stage, by part: the segments' times summed, and the traffic of ZeRO-2 and 3."""
 
 from __future__ import annotations
 
@@ -94,26 +94,31 @@ def with_part(
 
 
 def _with_shared_traffic(cost: StageCost, stage: Stage, micro_batches: Number, setting: Setting) -> StageCost:
-    """Add gradient accumulation (with more than one micro-batch) and ZeRO-3's gathers and scatters."""
+    """Add gradient accumulation (with more than one micro-batch) and the gathers and scatters of ZeRO-2 and 3."""
     held = held_parameters((stage,))
     several = micro_batches > 1
     if np.any(several):
         moved = accumulation_bytes(held.total, setting.run, setting.framework)
         seconds = where(several, pointwise_time_s(setting.cluster.device, moved, kernel="accumulate"), 0.0)
         cost = _replace(cost, weight_grad=with_part(cost.weight_grad, "pointwise", seconds))
-    if setting.strategy.zero < 3:
-        return cost
     sync = synchronisation(held, setting.run, setting.strategy, setting.framework)
+    if not sync.backward:
+        return cost
     pieces = maximum(stage.layers, 1)
-    forward = _sharded_traffic(sync.forward, pieces, setting)
-    backward = _sharded_traffic(sync.backward, pieces, setting)
-    backward_cover = cost.input_grad.total_s + cost.weight_grad.total_s + cost.recompute.total_s
-    shown = prefetched_s(forward, cost.forward.total_s, pieces)
-    shown_back = prefetched_s(backward, backward_cover, pieces)
+    scattered = _sharded_traffic(sync.backward, pieces, setting)
+    cover = cost.input_grad.total_s + cost.weight_grad.total_s + cost.recompute.total_s
+    late = prefetched_s(scattered, cover, pieces)
+    if setting.strategy.zero == 2:
+        if not setting.overlaps_grad_reduce:
+            late = scattered
+        traffic = with_part(cost.input_grad, "dp", late, hidden_s=scattered - late, kernels=pieces)
+        return _replace(cost, input_grad=traffic)
+    gathered = _sharded_traffic(sync.forward, pieces, setting)
+    shown = prefetched_s(gathered, cost.forward.total_s, pieces)
     return _replace(
         cost,
-        forward=with_part(cost.forward, "dp", shown, hidden_s=forward - shown, kernels=pieces),
-        input_grad=with_part(cost.input_grad, "dp", shown_back, hidden_s=backward - shown_back, kernels=2 * pieces),
+        forward=with_part(cost.forward, "dp", shown, hidden_s=gathered - shown, kernels=pieces),
+        input_grad=with_part(cost.input_grad, "dp", late, hidden_s=scattered - late, kernels=2 * pieces),
     )
 
 

@@ -118,7 +118,7 @@ def shard_ranks(strategy: Strategy) -> tuple[Number, Number]:
 def state_bytes(held: HeldParameters, run: Run, strategy: Strategy, framework: Framework) -> dict[str, Number]:
     """Weights, gradients and optimizer of one rank [B].
 
-    ZeRO-1 divides the optimizer by d, ZeRO-2 also the gradients, ZeRO-3 also the weights; ZeRO-3 adds the gathered
+    ZeRO-1 divides the optimizer by d, ZeRO-2 also the gradients (unless they are scattered once per step), ZeRO-3 also the weights; ZeRO-3 adds the gathered
     parameters of the segment at work and of the one prefetched (all, where they are kept after forward), and quantised
     copies only of those.
     """
@@ -130,7 +130,7 @@ def state_bytes(held: HeldParameters, run: Run, strategy: Strategy, framework: F
     copy_bytes = low_precision_copy_bytes(run, framework)
     result = {
         "weights": part(stored_bytes(run, framework), 3),
-        "gradients": part(gradient_bytes(run, framework), 2),
+        "gradients": part(gradient_bytes(run, framework), 3 if framework.defers_gradient_scatter else 2),
         "optimizer": part(optimizer_bytes(run, framework), 1),
     }
     if framework.keeps_fresh_gradients:

@@ -62,8 +62,8 @@ class Block:
         self.segments = {name: _gathered_segment(layout.segments[name], self.place) for name in self.parts}
         self.boundary_bytes = layout.boundary_bytes[self.place]
         self.ordered = tables.ordered
-        self._costs: dict[tuple[str, bool], StageCost] = {}
-        self._works: dict[tuple[str, bool, bool], tuple[Floats, Floats, Floats, Floats]] = {}
+        self._costs: dict[tuple[str, int], StageCost] = {}
+        self._works: dict[tuple[str, int, bool], tuple[Floats, Floats, Floats, Floats]] = {}
         self._states: dict[int, tuple[Floats, Floats]] = {}
         self._kept: dict[str, tuple[Floats, ...]] = {}
 
@@ -149,8 +149,8 @@ class Block:
         return least
 
     def cost(self, recompute: str, zero: int) -> StageCost:
-        """Cost of each kind of stage, (kind, row) arrays. Only ZeRO-3 changes it."""
-        key = (recompute, zero == 3)
+        """Cost of each kind of stage, (kind, row) arrays. Only ZeRO-2 and 3 change it."""
+        key = (recompute, max(zero, 1))
         if key not in self._costs:
             times = {name: _gathered_time(self.layout.times[recompute][name], self.place) for name in self.parts}
             stage = self._stage(self.parts)
@@ -162,7 +162,7 @@ class Block:
 
         Of pairs that hide communication only the compute counts.
         """
-        key = (recompute, zero == 3, paired)
+        key = (recompute, max(zero, 1), paired)
         if key not in self._works:
             cost = self.cost(recompute, zero)
             forward = _seconds(cost.forward, paired=paired)

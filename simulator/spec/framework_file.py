@@ -72,6 +72,7 @@ class FrameworkFile(BaseModel):
     overlap_grad_reduce: bool
     overlap_param_gather: bool
     zero_whole_tensors: bool = False
+    defers_gradient_scatter: bool = False
     overlap_tp_grad: bool
     overlap_tp: bool
     overlap_moe: bool

@@ -47,6 +47,8 @@ class Framework:
     zero_whole_tensors: bool = False
     """ZeRO-1 and 2 give each rank whole tensors to own: gradients are reduced to their owners and parameters broadcast
     from them, one collective per owner, in place of one reduce-scatter and one all-gather of even shares."""
+    defers_gradient_scatter: bool = False
+    """ZeRO-2: gradients are added up whole over micro-batches and scattered once per step, as under ZeRO-1."""
     overlap_tp_grad: bool = True
     """The tensor-parallel reduction of an input gradient runs beside the weight-gradient GEMM."""
     overlap_tp: bool = False

@@ -36,3 +36,43 @@ def test_owners_of_whole_tensors_are_served_one_by_one(nodes: int, each: int) ->
     expected_s = both_s("reduce", "broadcast", each) - both_s("reduce_scatter", "all_gather", 27)
     assert owned_s - even_s == pytest.approx(expected_s, rel=1e-6)
     assert expected_s > 0
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_sharded_gradients_are_scattered_in_every_micro_batch(zero: int) -> None:
+    """Four micro-batches of one sequence on eight ranks: 7/8 of the fp32 gradients leave a rank once under ZeRO-1 and
+    four times under ZeRO-2 and 3, of the bf16 parameters once, and eight times under ZeRO-3."""
+    model, cluster = sw.load_model("llama-2-7b"), replace(sw.load_cluster("dgx-a100"), nodes=1)
+    run = sw.Run(global_batch=32, seq_len=2048, precision="bf16")
+    answer = sw.estimate(model, cluster, run, sw.Strategy(dp=8, zero=zero, recompute="full"))
+    scatters, gathers = {1: (1, 1), 2: (4, 1), 3: (4, 8)}[zero]
+    expected = 7 / 8 * PARAMETERS * (4 * scatters + 2 * gathers)
+    assert answer.traffic_bytes["dp"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_waiting_for_four_scatters_takes_four_times_one() -> None:
+    """Without overlap, what ZeRO-2 takes longer than ZeRO-1 is its collectives: per layer and micro-batch against per
+    bucket and step."""
+    model, cluster = sw.load_model("llama-2-7b"), replace(sw.load_cluster("dgx-a100"), nodes=2)
+    run = sw.Run(global_batch=64, seq_len=2048, precision="bf16")
+    software = replace(sw.load_framework("megatron-core"), overlap_grad_reduce=False, bucket_bytes=0.0, launch_s=0.0)
+    one, two = (
+        sw.estimate(model, cluster, run, sw.Strategy(dp=16, zero=zero, recompute="full"), framework=software)
+        for zero in (1, 2)
+    )
+    whole = float(collective_time_s(cluster, "reduce_scatter", 4.0 * PARAMETERS, Group(16, 1)))
+    layer = float(collective_time_s(cluster, "reduce_scatter", 4.0 * PARAMETERS / 32, Group(16, 1)))
+    assert two.step_time_s - one.step_time_s == pytest.approx(4 * 32 * layer - whole, rel=1e-6)
+
+
+def test_software_that_defers_the_scatter_holds_whole_gradients() -> None:
+    """Alpa's ZeRO-2 over micro-batches: the traffic of ZeRO-1, and its memory for gradients."""
+    model, cluster = sw.load_model("llama-2-7b"), replace(sw.load_cluster("dgx-a100"), nodes=1)
+    run = sw.Run(global_batch=32, seq_len=2048, precision="bf16")
+    software = replace(sw.load_framework("megatron-core"), defers_gradient_scatter=True)
+    one, two = (
+        sw.estimate(model, cluster, run, sw.Strategy(dp=8, zero=zero, recompute="full"), framework=software)
+        for zero in (1, 2)
+    )
+    assert two.traffic_bytes == one.traffic_bytes
+    assert two.memory.parts["gradients"] == one.memory.parts["gradients"]
