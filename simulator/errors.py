@@ -8,8 +8,9 @@ Anything else that escapes is a defect of ours.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 EXIT_ANSWER = 0
 EXIT_INFEASIBLE = 1
@@ -44,6 +45,24 @@ class ShardwiseError(Exception):
 
 class InputError(ShardwiseError):
     """The input is wrong; every problem is listed. Exit code 2."""
+
+
+def all_of(*questions: Callable[[], Any]) -> list[Any]:
+    """Every question's answer, in order. When some fail, one InputError with the problems of all of them.
+
+    >>> all_of(lambda: 1, lambda: 2)
+    [1, 2]
+    """
+    answers: list[Any] = []
+    problems: list[Problem] = []
+    for question in questions:
+        try:
+            answers.append(question())
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    return answers
 
 
 class Infeasible(ShardwiseError):

@@ -88,7 +88,8 @@ def explain_term(answer: Estimate, name: str) -> dict[str, Any]:
     """One number expanded: value, unit, formula, the values in it, source. Raises InputError for an unknown name."""
     known = terms(answer)
     if name not in known:
-        raise InputError([Problem(f"{name!r} is no number of this estimate.", "--why", did_you_mean(name, known))])
+        hint = did_you_mean(name, known) or f"Choose from: {', '.join(known)}."
+        raise InputError([Problem(f"{name!r} is no number of this estimate.", "--why", hint)])
     value, unit = known[name]
     formula, source = FORMULAS[name]
     return {"term": name, "value": value, "unit": unit, "formula": formula, "values": _values(answer, name),

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from simulator import catalog
+from simulator.errors import all_of
 from simulator.parallel.presets import describe, preset
 from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
@@ -87,16 +88,18 @@ def case_of(options: Mapping[str, Any]) -> Case:
     """Read the catalogue and the files, apply the options on top, fill what is left open, saying so."""
     from simulator.spec.strategy_file import read_settings
 
-    model = catalog.load_model(options["model"])
-    cluster = catalog.load_cluster(options["cluster"], nodes=options.get("nodes"))
     chosen = _chosen(options)
-    run_fields = _fields_of(Run, read_settings(options.get("run_file"), Run), chosen)
+    model, cluster, run_fields, given = all_of(
+        lambda: catalog.load_model(options["model"]),
+        lambda: catalog.load_cluster(options["cluster"], nodes=options.get("nodes")),
+        lambda: _fields_of(Run, read_settings(options.get("run_file"), Run), chosen),
+        lambda: read_settings(options.get("strategy_file"), Strategy),
+    )
     said: list[str] = []
     if "global_batch" not in run_fields:
         raise click.UsageError("Missing option '--global-batch' (sequences per step).")
     run = Run(**run_fields)
     framework = catalog.load_framework(run.framework)
-    given = read_settings(options.get("strategy_file"), Strategy)
     strategy_fields = _fields_of(Strategy, given, chosen)
     if options.get("preset"):
         strategy_fields = _preset_fields(options["preset"], model, cluster, run, strategy_fields)

@@ -43,15 +43,19 @@ def command(as_json: bool, plot: Path | None, **options: Any) -> None:
       shardwise plan gpt3-175b dgx-a100 --nodes 128 --global-batch 1536
     """
     from simulator import catalog
+    from simulator.errors import all_of
     from simulator.plan.planner import FOREVER_S, plan
     from simulator.plan.words import limits_of
     from simulator.report.plan import plan_text
     from simulator.spec.run import Run
 
-    model = catalog.load_model(options["model"])
-    cluster = catalog.load_cluster(options["cluster"], nodes=options["nodes"])
-    run = Run(**_run_fields(options))
-    limits = limits_of(options["fix"], options["allow"], options["forbid"])
+    model, cluster, fields, limits = all_of(
+        lambda: catalog.load_model(options["model"]),
+        lambda: catalog.load_cluster(options["cluster"], nodes=options["nodes"]),
+        lambda: _run_fields(options),
+        lambda: limits_of(options["fix"], options["allow"], options["forbid"]),
+    )
+    run = Run(**fields)
     answer = plan(
         model, cluster, run, objective=options["objective"], limit=options["top"], fix=limits.fix, allow=limits.allow,
         within=limits.within, forbid=limits.forbid, time_limit_s=options["time_limit"] or FOREVER_S,
