@@ -65,15 +65,16 @@ def plan(
         raise Infeasible([f"No strategy of {space.considered:,} is legal and fits {cluster.devices} devices.",
                           *(f"{count:,}: {reason}" for reason, count in _by_count(rejected))])  # fmt: skip
     proof = Proof(considered=space.considered, legal=space.legal, fits=space.legal - searched.unfit,
-                  bounded=space.legal, scored=searched.scored, refined=searched.refined,
-                  engine_runs=searched.engine_runs, gap=searched.gap)  # fmt: skip
+                  bounded=space.legal if searched.complete else searched.scored, scored=searched.scored,
+                  refined=searched.refined, engine_runs=searched.engine_runs, gap=searched.gap)  # fmt: skip
     return Plan(model=model.name, cluster=cluster.name, devices=cluster.devices, objective=objective,
                 entries=_entries(searched.found), proof=proof, rejected=dict(_by_count(rejected)),
                 notes=unequal, wall_s=time.monotonic() - started)  # fmt: skip
 
 
 def _by_count(rejected: Mapping[str, int]) -> list[tuple[str, int]]:
-    return sorted(rejected.items(), key=lambda item: (-item[1], item[0]))
+    counted = [(reason, count) for reason, count in rejected.items() if count]
+    return sorted(counted, key=lambda item: (-item[1], item[0]))
 
 
 def _entries(found: Sequence[Found]) -> tuple[Planned, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -53,23 +54,25 @@ class Pool:
             return np.arange(len(self.bound_s))
         return np.sort(np.argpartition(self.bound_s, count)[:count])
 
-    def refine(self, ceiling_s: float) -> None:
-        """Bound finely all that are below the ceiling."""
+    def refine(self, ceiling_s: float, late: Callable[[], bool]) -> None:
+        """Bound finely all that are below the ceiling, until it is `late()`."""
         self.close(np.inf)
-        self.refine_some(np.flatnonzero(self.bound_s < ceiling_s))
+        self.refine_some(np.flatnonzero(self.bound_s < ceiling_s), late)
 
-    def refine_some(self, indices: Ints) -> None:
-        """Bound some finely, those with equal options together."""
+    def refine_some(self, indices: Ints, late: Callable[[], bool] | None = None) -> None:
+        """Bound some finely, those with equal options together; when it is `late()` the rest stay as they are."""
         indices = indices[~self.fine[indices]]
         if not indices.size:
             return
         indices = indices[np.argsort(self.group[indices], kind="stable")]
         starts = np.flatnonzero(np.diff(self.group[indices], prepend=-1)).tolist()
         for start, stop in zip(starts, [*starts[1:], len(indices)], strict=True):
+            if late is not None and late():
+                return
             some = indices[start:stop]
             layout, chosen = self.groups[int(self.group[some[0]])]
             self.bound_s[some] = np.maximum(self.bound_s[some], layout.fine_s(chosen, self.position[some]))
-        self.fine[indices] = True
+            self.fine[some] = True
 
     def name(self, index: int) -> tuple[int, int]:
         """What tells a strategy from all others, in the order of the space."""

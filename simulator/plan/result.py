@@ -28,7 +28,7 @@ class Proof:
     """Legal ones less those refused for memory. In a large space, rows whose work alone takes longer than the best
     found are not asked whether they fit, and count as fitting."""
     bounded: int
-    """Strategies bounded from below: all legal ones."""
+    """Strategies bounded from below: all legal ones, unless time ran out before."""
     scored: int
     """Strategies scored with their stages and their memory."""
     refined: int

@@ -67,26 +67,32 @@ class Searched:
     refined: int
     engine_runs: int
     gap: float
+    complete: bool
+    """The whole space was bounded. Where time ran out first, what was not looked at may be any better: gap 1."""
 
 
 def search(
     space: Space, question: Question, objective: Objective, *, limit: int, time_limit_s: float,
     exhaustive: int = 2_000_000,
 ) -> Searched:  # fmt: skip
-    """The `limit` best strategies. After `time_limit_s` seconds of engine runs the best so far, and the gap.
+    """The `limit` best strategies. After `time_limit_s` seconds the best so far, and the gap: the clock is
+    looked at between blocks of scored rows, groups of bounds and runs of the engine, once something was found.
 
     Spaces of more than `exhaustive` strategies are cut before memory is looked at, where a row's work alone, spread
     evenly, takes longer than the best found.
     """
-    whole = _Search(space, question, objective, limit, cuts=space.legal > exhaustive)
-    return whole.run(time.monotonic() + time_limit_s)
+    deadline = time.monotonic() + time_limit_s
+    return _Search(space, question, objective, limit, cuts=space.legal > exhaustive, deadline=deadline).run()
 
 
 _Waiting = tuple[tuple[float, ...], int, float, Costed]
 
 
 class _Search:
-    def __init__(self, space: Space, question: Question, objective: Objective, limit: int, *, cuts: bool) -> None:
+    def __init__(
+        self, space: Space, question: Question, objective: Objective, limit: int, *, cuts: bool, deadline: float
+    ) -> None:
+        self.deadline, self.complete = deadline, True
         self.space, self.question, self.objective, self.limit = space, question, objective, limit
         self.timed = len(objective.key(0.0, 1.0)) == 1
         self.cuts = cuts and self.timed
@@ -98,16 +104,29 @@ class _Search:
         self.order: list[int] = []
         self.next = 0
 
-    def run(self, deadline: float) -> Searched:
+    def run(self) -> Searched:
         self._score()
         if self.timed and len(self.pool):
             self._improve()
-            self.pool.refine(self.ceiling_s())
+            self.pool.refine(self.ceiling_s(), self.late)
         pool = self.pool
         pool.close(math.inf)
         keys = (pool.bound_s,) if self.timed else (pool.bound_s, pool.memory_bytes)
         self.order = np.lexsort(keys).tolist()
-        return self._best_first(deadline)
+        return self._best_first()
+
+    def late(self) -> bool:
+        """Whether time ran out with an answer at hand."""
+        return bool(self.found) and time.monotonic() > self.deadline
+
+    def _stops(self) -> bool:
+        """Whether scoring ends here: time ran out, and what was scored holds an answer."""
+        if time.monotonic() <= self.deadline or not len(self.pool):
+            return False
+        if not self.found:
+            self._improve()
+        self.complete = not self.late()
+        return self.late()
 
     def ceiling_s(self) -> float:
         """The step time that the next answer must be below; infinite until enough were found."""
@@ -130,6 +149,8 @@ class _Search:
                 self.pool.add(layout, scores, fits)
                 if self.cuts and number % _IMPROVE_EVERY == 0:
                     self._improve()
+                if self._stops():
+                    return
             if self.cuts:
                 self._improve()
 
@@ -140,15 +161,15 @@ class _Search:
         self.pool.refine_some(lowest)
         ranked = lowest[np.argsort(self.pool.bound_s[lowest], kind="stable")]
         for index in ranked[: self.limit].tolist():
-            if self.pool.bound_s[index] < self.ceiling_s():
+            if self.pool.bound_s[index] < self.ceiling_s() and not self.late():
                 self._simulate(index, *self._costed(index))
 
-    def _best_first(self, deadline: float) -> Searched:
+    def _best_first(self) -> Searched:
         while True:
             least = self._least()
             if least is None or (len(self.found) >= self.limit and not _less(least, self.found[-1].key)):
                 return self._result(None)
-            if self.found and time.monotonic() > deadline:
+            if self.late():
                 return self._result(least)
             if self.heap and self.heap[0][0] <= least:
                 self._simulate(*heapq.heappop(self.heap)[1:])
@@ -194,12 +215,12 @@ class _Search:
         del self.found[self.limit :]
 
     def _result(self, least: tuple[float, ...] | None) -> Searched:
-        gap = 0.0
-        if least is not None and self.found:
+        gap = 0.0 if self.complete else 1.0
+        if self.complete and least is not None and self.found:
             best = self.found[0].key[0]
             gap = max((best - least[0]) / best, 0.0)
         return Searched(found=tuple(self.found), scored=self.scored, unfit=self.unfit, refined=self.refined,
-                        engine_runs=self.engine_runs, gap=gap)  # fmt: skip
+                        engine_runs=self.engine_runs, gap=gap, complete=self.complete)  # fmt: skip
 
 
 _PROBES = 256

@@ -44,8 +44,9 @@ def plan_text(plan: Plan) -> str:
         "",
     ]  # fmt: skip
     verdict = "proven best" if proof.optimal else f"not proven: up to {format_percent(proof.gap)} better may exist"
+    bounded = "all bounded" if proof.bounded == proof.legal else f"only {proof.bounded:,} looked at in the time given"
     tail = [
-        (f"{verdict}: {proof.considered:,} considered, {proof.legal:,} legal, {proof.fits:,} fit, all bounded, "
+        (f"{verdict}: {proof.considered:,} considered, {proof.legal:,} legal, {proof.fits:,} fit, {bounded}, "
          f"{proof.refined:,} bounded again, {proof.engine_runs:,} run, in {plan.wall_s:.2f} s"),
         *(f"- {count:,} refused: {reason}" for reason, count in plan.rejected.items()),
         *(f"- {note}" for note in plan.notes),
