@@ -196,7 +196,7 @@ def virtual_stages(layers: int, pp: int) -> tuple[int, ...]:
     """Virtual stages per rank worth telling apart: the fewest for each size of the largest stage.
 
     >>> virtual_stages(12, 2), virtual_stages(61, 16)
-    ((1, 2, 3, 6), (1, 2, 3))
+    ((1, 2, 3, 6), (1, 2))
     """
     if pp == 1:
         return (1,)

@@ -72,8 +72,8 @@ def test_a_fast_host_costs_nothing_unless_it_must_wait():
     quick = Durations(forward_s=1.0, input_grad_s=2.0, forward_host_s=0.25, input_grad_host_s=0.25)
     assert simulate(order, quick).makespan_s == simulate(order, free).makespan_s
     slow = Durations(forward_s=1.0, input_grad_s=2.0, forward_host_s=1.5, input_grad_host_s=2.5, host_waits=True)
-    # Launching binds every task but rank 1's first and rank 0's last, launched while their input is on its way.
-    assert simulate(order, slow).makespan_s == pytest.approx(1.5 + 1.0 + 2.5 + 7 * 4.0 + 2.0)
+    # Launching binds every task: rank 0's first, eight pairs on rank 1, and rank 0's last, each after its input.
+    assert simulate(order, slow).makespan_s == pytest.approx(1.5 + 8 * (1.5 + 2.5) + 2.5)
 
 
 def test_pairs_hide_communication_behind_compute():
