@@ -165,19 +165,23 @@ def _runs(model, cluster, run, strategy) -> bool:
 
 
 def test_a_larger_space_never_gives_a_worse_best_and_equal_input_gives_equal_bytes() -> None:
-    model, cluster, run = _case("gpt", SMALL, 8, 16)
-    small = sim.plan(model, cluster, run, limit=2, within={"tp": (1, 2)}, forbid={"recompute": ("none",)})
-    large = sim.plan(model, cluster, run, limit=2, allow={"schedule": SCHEDULES})
+    model, cluster, run = _case("gpt", SMALL, 4, 8)
+    within = {"cp": (1, 1), "vp": (1, 2)}
+    small = sim.plan(
+        model, cluster, run, limit=2, within={**within, "tp": (1, 2)}, forbid={"recompute": ("none",)}
+    )
+    large = sim.plan(model, cluster, run, limit=2, within=within, allow={"schedule": SCHEDULES})
     assert large[0].estimate.step_time_s <= small[0].estimate.step_time_s
-    again = sim.plan(model, cluster, run, limit=2, allow={"schedule": SCHEDULES})
+    again = sim.plan(model, cluster, run, limit=2, within=within, allow={"schedule": SCHEDULES})
     first, second = ({**plan.to_dict(), "wall_s": 0.0} for plan in (large, again))
     assert first == second
 
 
-def test_large_spaces_are_cut_early_without_losing_the_best() -> None:
+@pytest.mark.parametrize("kind", ["gpt", "uneven"])
+def test_large_spaces_are_cut_early_without_losing_the_best(kind) -> None:
     from simulator.plan.search import OBJECTIVES, search
 
-    model, cluster, run = _case("wide", LARGE, 8, 16)
+    model, cluster, run = _case(kind, LARGE, 16, 64)
     software = catalog.load_framework(run.framework)
     space = build_space(model, cluster, run, software, Limits())
     question = Question(model=model, cluster=cluster, run=run, framework=software)
@@ -187,3 +191,15 @@ def test_large_spaces_are_cut_early_without_losing_the_best() -> None:
     )
     assert [each.key for each in whole.found] == [each.key for each in cut.found]
     assert cut.scored < whole.scored
+
+
+def test_a_plan_cut_short_says_so_and_its_gap_covers_the_optimum() -> None:
+    model, cluster, run = _case("mixture", LARGE, 8, 16)
+    whole = sim.plan(model, cluster, run, limit=1, **CUT)
+    short = sim.plan(model, cluster, run, limit=1, time_limit_s=0.0, **CUT)
+    assert whole.proof.optimal
+    assert not short.proof.optimal
+    assert short.proof.bounded < short.proof.legal
+    assert short.proof.engine_runs == 1
+    least_s = (1.0 - short.proof.gap) * short[0].estimate.step_time_s
+    assert least_s <= whole[0].estimate.step_time_s <= short[0].estimate.step_time_s
