@@ -1,4 +1,4 @@
-"""What one micro-batch costs on each pipeline stage, by part: the segments' times summed, and the traffic of ZeRO-2 and 3."""
+"""What one micro-batch costs on each stage, by part: the segments' times summed, and the traffic of ZeRO-2 and 3."""
 
 from __future__ import annotations
 

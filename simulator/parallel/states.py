@@ -118,8 +118,8 @@ def shard_ranks(strategy: Strategy) -> tuple[Number, Number]:
 def state_bytes(held: HeldParameters, run: Run, strategy: Strategy, framework: Framework) -> dict[str, Number]:
     """Weights, gradients and optimizer of one rank [B].
 
-    ZeRO-1 divides the optimizer by d, ZeRO-2 also the gradients (unless they are scattered once per step), ZeRO-3 also the weights; ZeRO-3 adds the gathered
-    parameters of the segment at work and of the one prefetched (all, where they are kept after forward), and quantised
+    ZeRO-1 divides the optimizer by d, ZeRO-2 also the gradients (unless they are scattered once per step), ZeRO-3 also
+    the weights; ZeRO-3 adds the gathered parameters of the segment at work and of the one prefetched (all, where they are kept after forward), and quantised
     copies only of those.
     """
     sharded = owned_parameters(held, strategy)

@@ -61,7 +61,8 @@ def test_a_lesson_opens_with_what_it_is_about_and_ends_with_checked_exercises(le
 
 def test_what_a_run_stores_does_not_depend_on_when_it_ran() -> None:
     cell = nbformat.v4.new_code_cell("1", metadata={"execution": {"iopub.status.busy": "2020-01-01"}})
-    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"language_info": {"name": "python", "version": "3.11.2"}})
+    language = {"name": "python", "version": "3.11.2"}
+    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"language_info": language})
     cleaned = run_notebooks.clean(notebook)
     assert cleaned.cells[0].metadata == {}
     assert cleaned.cells[0].id == "cell-00"
