@@ -47,8 +47,8 @@ CASES = [
     ("gpt", TINY, 4, 8), ("gpt", SMALL, 8, 16), ("gpt", LARGE, 16, 16), ("gpt", LARGE, 2, 4), ("gpt", TINY, 16, 24),
     ("uneven", TINY, 4, 12), ("uneven", SMALL, 8, 16), ("uneven", LARGE, 16, 32), ("uneven", LARGE, 6, 12),
     ("deep", TINY, 2, 6), ("deep", SMALL, 8, 8), ("deep", LARGE, 4, 16), ("deep", LARGE, 12, 12),
-    ("mixture", TINY, 4, 8), ("mixture", SMALL, 8, 8), ("mixture", LARGE, 8, 8), ("mixture", LARGE, 2, 8),
-    ("wide", TINY, 4, 4), ("wide", SMALL, 4, 8), ("wide", LARGE, 8, 4), ("wide", TINY, 8, 8),
+    ("mixture", TINY, 4, 8), ("mixture", SMALL, 4, 12), ("mixture", LARGE, 4, 16), ("mixture", LARGE, 2, 8),
+    ("wide", TINY, 4, 4), ("wide", SMALL, 4, 8), ("wide", LARGE, 4, 2), ("wide", TINY, 4, 12),
 ]  # fmt: skip
 CUT = {
     "forbid": {"context_kind": ("ulysses", "all-gather"), "sequence_parallel": (False,), "recompute": ("selective",),
