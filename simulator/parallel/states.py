@@ -119,8 +119,8 @@ def state_bytes(held: HeldParameters, run: Run, strategy: Strategy, framework: F
     """Weights, gradients and optimizer of one rank [B].
 
     ZeRO-1 divides the optimizer by d, ZeRO-2 also the gradients (unless they are scattered once per step), ZeRO-3 also
-    the weights; ZeRO-3 adds the gathered parameters of the segment at work and of the one prefetched (all, where they are kept after forward), and quantised
-    copies only of those.
+    the weights; ZeRO-3 adds the gathered parameters of the segment at work and of the one prefetched (all, where they
+    are kept after forward), and quantised copies only of those.
     """
     sharded = owned_parameters(held, strategy)
 

@@ -37,7 +37,8 @@ def plan_text(plan: Plan) -> str:
         f"{plan.model} on {plan.devices} devices of {plan.cluster}, objective {plan.objective}",
         "",
         f"best        {strategy_words(best.strategy)}",
-        (f"step time   {format_time(found.step_time_s)}, {format_count(found.tokens_per_s)} tokens/s, "
+        (f"step time   {format_time(found.step_time_s)}, likely {format_time(found.step_time_low_s)} to "
+         f"{format_time(found.step_time_high_s)}; {format_count(found.tokens_per_s)} tokens/s, "
          f"MFU {format_percent(found.mfu)}"),
         f"memory      {format_bytes(found.peak_memory_bytes)} of {format_bytes(found.device_memory_bytes)}",
         f"time goes   {best.why}",
