@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -22,4 +23,4 @@ def command(form: str, **options: Any) -> None:
     case = case_of(options)
     check(case.model, case.cluster, case.run, case.strategy)
     dump = {"megatron": megatron.dump, "deepspeed": deepspeed.dump}[form]
-    click.echo(dump(case.strategy, case.run), nl=False)
+    click.echo(dump(case.strategy, replace(case.run, seq_len=case.run.seq_len or case.model.seq_len)), nl=False)

@@ -18,6 +18,8 @@ _DEGREES = {
     "num-virtual-stages-per-pipeline-rank": "vp", "recompute-num-layers": "recompute_layers",
     "microbatch-group-size-per-virtual-pipeline-stage": "group_size",
 }  # fmt: skip
+WRITTEN = ("fp32", "fp16", "bf16")
+"""Precisions that this export writes."""
 _RUN = {"global-batch-size": "global_batch", "seq-length": "seq_len"}
 _CONTEXT = {"ring": "p2p", "all-gather": "all_gather", "ulysses": "a2a"}
 _KINDS = {word: kind for kind, word in _CONTEXT.items()}
@@ -30,7 +32,7 @@ def dump(strategy: Strategy, run: Run) -> str:
 
     Raises InputError for what Megatron-LM does not run, with every reason.
     """
-    _check(strategy)
+    _check(strategy, run)
     lines = [f"# {VERSION}"]
     for flag, name in _DEGREES.items():
         value = getattr(strategy, name)
@@ -57,7 +59,7 @@ def dump(strategy: Strategy, run: Run) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _check(strategy: Strategy) -> None:
+def _check(strategy: Strategy, run: Run) -> None:
     broken = Complaints()
     broken.require(strategy.schedule in ("1f1b", "interleaved"), f"Megatron-LM runs 1f1b and interleaved, not "
                    f"{strategy.schedule}.", where="schedule")  # fmt: skip
@@ -66,6 +68,9 @@ def _check(strategy: Strategy) -> None:
     broken.require(not strategy.layers_per_stage, "an uneven split by hand is not written: Megatron-LM takes it as a "
                    "layout of named layers.", where="layers_per_stage")  # fmt: skip
     broken.require(not strategy.shard_group, "Megatron-LM's flags here have no shard group.", where="shard_group")
+    broken.require(run.precision in WRITTEN, f"{run.precision} is not written: its recipe and format are flags "
+                   f"that a strategy does not choose. Choose from {', '.join(WRITTEN)}.", where="precision")  # fmt: skip
+    broken.require(run.seq_len > 0, "the sequence length is not said.", where="seq_len")
     broken.raise_if_any()
 
 

@@ -73,5 +73,10 @@ def _document(answer: Estimate | Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _difference(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
-    names = sorted({*one, *other}, key=lambda name: (-abs(other.get(name, 0.0) - one.get(name, 0.0)), name))
-    return {name: other.get(name, 0.0) - one.get(name, 0.0) for name in names}
+    """Other less one, largest first; what differs by rounding alone differs by nothing."""
+    found = {}
+    for name in sorted({*one, *other}):
+        first, second = one.get(name, 0.0), other.get(name, 0.0)
+        rounding = 1e-12 * max(abs(first), abs(second))
+        found[name] = second - first if abs(second - first) > rounding else 0.0
+    return dict(sorted(found.items(), key=lambda item: -abs(item[1])))
