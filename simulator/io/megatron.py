@@ -68,8 +68,8 @@ def _check(strategy: Strategy, run: Run) -> None:
     broken.require(not strategy.layers_per_stage, "an uneven split by hand is not written: Megatron-LM takes it as a "
                    "layout of named layers.", where="layers_per_stage")  # fmt: skip
     broken.require(not strategy.shard_group, "Megatron-LM's flags here have no shard group.", where="shard_group")
-    broken.require(run.precision in WRITTEN, f"{run.precision} is not written: its recipe and format are flags "
-                   f"that a strategy does not choose. Choose from {', '.join(WRITTEN)}.", where="precision")  # fmt: skip
+    broken.require(run.precision in WRITTEN, f"{run.precision} is not written: its recipe and format are flags that "
+                   f"a strategy does not choose. Choose from {', '.join(WRITTEN)}.", where="precision")  # fmt: skip
     broken.require(run.seq_len > 0, "the sequence length is not said.", where="seq_len")
     broken.raise_if_any()
 
