@@ -310,7 +310,8 @@ def time_of(lowered: Lowered, strategy: Strategy) -> TimeParts:
     parts["dp"] += float(tail.reduce_s + tail.gather_s)
     parts["optimizer"] += float(tail.optimizer_s)
     hidden["dp"] += float(tail.hidden_s)
-    idle = max(max(finish) - sum(parts.values()), 0.0)
+    idle = max(finish) - sum(parts.values())
+    idle = idle if idle > 1e-12 * max(finish) else 0.0  # Less is what rounding leaves of a sum.
     parts["host"] += min(idle, lowered.host_wait_s) if strategy.pp > 1 else idle
     parts["bubble"] += max(idle - lowered.host_wait_s, 0.0) if strategy.pp > 1 else 0.0
     return TimeParts(parts=_merged(parts), hidden=_merged(hidden))
