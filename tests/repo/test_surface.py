@@ -23,6 +23,8 @@ def _options(command: click.Command, path: str) -> Iterator[str]:
     yield path
     context = click.Context(command, info_name=path)
     for parameter in command.get_params(context):
+        if "--help" in parameter.opts:  # Every command has it; its spelling is cached by whoever invoked it before.
+            continue
         if isinstance(parameter, click.Argument):
             yield f"{path} {(parameter.name or '').upper()}"
         else:
