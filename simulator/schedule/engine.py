@@ -3,7 +3,8 @@
 A rank's kernels are issued in the order of its program, and a stream runs what it was given in that order (CUDA
 streams are first in, first out). So the start of a task is the latest of three times: the end of the task before it
 on its rank, the arrival of the output it reads, and the moment the host has issued it. In topological sequence that
-is one pass of maxima and additions; there is no approximation in it.
+is one pass of maxima and additions; there is no approximation in it. Where the pass repeats itself, its periods are
+written down and not run (`recurrence.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from simulator.errors import InputError
 from simulator.schedule.order import BACKWARD, Order
 from simulator.schedule.program import Program, program
+from simulator.schedule.recurrence import Work, run_nodes
 from simulator.schedule.timeline import Timeline
 
 Floats = npt.NDArray[np.float64]
@@ -99,34 +101,32 @@ def simulate(
     if extra_s is not None:
         duration[graph.task_node] += np.where(graph.second, 0.0, extra_s)
     release = per_stage(release_s, order.stages, "release_s")
-    begin = [0.0, *release[order.model_stage].tolist()]
-    launched: list[float] = []
-    if costs.host.any():
-        start, end, sent, arrived, launched = _run_with_host(
-            order, graph, costs, duration.tolist(), begin, waits=durations.host_waits, blocking=transfers.blocking
-        )
-        starts = np.array(start)
-    elif costs.send.any() or costs.latency.any():
-        end, sent, arrived = _run_with_sends(order, graph, costs, duration.tolist(), begin, transfers.blocking)
-        starts = np.array(end) - duration
-    else:
-        end = _run(order, graph, duration.tolist(), begin)
-        sent = arrived = end
-        starts = np.array(end) - duration
-    ends = np.array(end)
+    none = np.zeros(0)
+    launches = costs.host[graph.duration_index] if costs.host.any() else none
+    sends = bool(launches.size or costs.send.any() or costs.latency.any())
+    work = Work(
+        seconds=duration, launches=launches, waits=durations.host_waits, blocking=transfers.blocking,
+        sends=costs.send[graph.send_index] if sends else none,
+        lates=costs.latency[graph.send_index] if sends else none,
+    )  # fmt: skip
+    times = run_nodes(
+        graph, work, order.pp, [0.0, *release[order.model_stage].tolist()], repeats=extra_s is None
+    )
+    starts = times.start if launches.size else times.end - duration
     alone = costs.duration[order.table_index]
+    end = times.end[graph.task_node]
     return Timeline(
         order=order,
-        start_s=_after_previous(order, graph, starts[graph.task_node], ends[graph.task_node]),
-        end_s=ends[graph.task_node],
-        send_start_s=ends[graph.send_node] if sent is end else np.array(sent)[graph.send_node],
-        arrival_s=ends[graph.send_node] if arrived is end else np.array(arrived)[graph.send_node],
+        start_s=_after_previous(order, graph, starts[graph.task_node], end),
+        end_s=end,
+        send_start_s=times.sent[graph.send_node],
+        arrival_s=times.arrived[graph.send_node],
         sends=graph.send_index[graph.send_node] > 0,
         task_s=alone,
         compute_s=alone - _communication_s(order, durations),
         second=graph.second,
-        launch_end_s=np.array(launched)[graph.task_node] if launched else np.zeros(0),
-        launch_s=costs.host[graph.duration_index][graph.task_node] if launched else np.zeros(0),
+        launch_end_s=times.launched[graph.task_node] if launches.size else none,
+        launch_s=launches[graph.task_node] if launches.size else none,
     )
 
 
@@ -197,94 +197,3 @@ def _paired_s(pairs: npt.NDArray[np.int32], table: Floats, talk: Floats, slowdow
     compute = forward + backward - beside
     longest: Floats = np.maximum.reduce([compute + beside * (1 - 1 / slowdown), beside, forward, backward])
     return longest
-
-
-# A call of max() in these loops would cost a third of their speed.
-
-
-def _run(order: Order, graph: Program, duration: list[float], begin: list[float]) -> list[float]:
-    free = [0.0] * order.pp
-    arrival = begin
-    append = arrival.append
-    for rank, after, seconds in zip(graph.rank, graph.after, duration, strict=True):
-        time = arrival[after]
-        ready = free[rank]
-        if time < ready:  # noqa: PLR1730
-            time = ready
-        time += seconds
-        free[rank] = time
-        append(time)
-    return arrival[1 + order.slots :]
-
-
-def _run_with_sends(
-    order: Order, graph: Program, costs: Costs, duration: list[float], begin: list[float], blocking: bool
-) -> tuple[list[float], list[float], list[float]]:
-    free = [0.0] * order.pp
-    port = free if blocking else [0.0] * order.pp
-    arrival = begin
-    end: list[float] = []
-    sent: list[float] = []
-    append, ended, leaves = arrival.append, end.append, sent.append
-    sends, lates = costs.send[graph.send_index].tolist(), costs.latency[graph.send_index].tolist()
-    for rank, after, seconds, send, late in zip(graph.rank, graph.after, duration, sends, lates, strict=True):
-        time = arrival[after]
-        ready = free[rank]
-        if time < ready:  # noqa: PLR1730
-            time = ready
-        time += seconds
-        free[rank] = time
-        ended(time)
-        if send or late:
-            ready = port[rank]
-            if time < ready:  # noqa: PLR1730
-                time = ready
-            leaves(time)
-            time += send
-            port[rank] = time + late if blocking else time
-            append(time + late)
-        else:
-            leaves(time)
-            append(time)
-    return end, sent, arrival[1 + order.slots :]
-
-
-def _run_with_host(
-    order: Order,
-    graph: Program,
-    costs: Costs,
-    duration: list[float],
-    begin: list[float],
-    *,
-    waits: bool,
-    blocking: bool,
-) -> tuple[list[float], list[float], list[float], list[float], list[float]]:
-    free, host, done = [0.0] * order.pp, [0.0] * order.pp, [0.0] * order.pp
-    port = free if blocking else [0.0] * order.pp
-    arrival = begin
-    start: list[float] = []
-    end: list[float] = []
-    sent: list[float] = []
-    launched: list[float] = []
-    sends, lates = costs.send[graph.send_index].tolist(), costs.latency[graph.send_index].tolist()
-    launches = costs.host[graph.duration_index].tolist()
-    rows = zip(graph.rank, graph.after, duration, sends, lates, launches, strict=True)
-    for rank, after, seconds, send, late, launch in rows:
-        issued = max(host[rank], done[rank], arrival[after]) if waits else host[rank]
-        time = max(arrival[after], free[rank], issued if seconds or launch else 0.0)
-        start.append(time)
-        host[rank] = issued + launch
-        launched.append(issued + launch)
-        time = max(time + seconds, host[rank]) if launch else time + seconds
-        free[rank] = time
-        end.append(time)
-        time = max(time, port[rank]) if send or late else time
-        sent.append(time)
-        if send or late:
-            time += send
-            port[rank] = time + late if blocking else time
-        if seconds or launch or send or late:
-            # A node that only waits for an input does not hold the host up.
-            done[rank] = free[rank]
-        arrival.append(time + late)
-    return start, end, sent, arrival[1 + order.slots :], launched
