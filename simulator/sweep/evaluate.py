@@ -8,12 +8,16 @@ from typing import Any
 
 from simulator.errors import ShardwiseError
 from simulator.estimate import estimate
+from simulator.plan.limits import DEGREES, OPTIONS
+from simulator.plan.planner import plan
+from simulator.plan.words import limits_of
 from simulator.project.training import Conditions, project
 from simulator.result import COMMUNICATION, COMPUTE, Estimate
 from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
 from simulator.spec.run import Framework, Run
 from simulator.spec.strategy import Strategy
+from simulator.sweep.points import planned
 from simulator.sweep.what_if import changes_of, cluster_with, framework_with, model_with
 from simulator.units import parse_quantity
 
@@ -28,6 +32,8 @@ COLUMNS = (
     "usd_per_million_tokens", *PROJECT_COLUMNS,
 )  # fmt: skip
 """What every row has besides its point; empty where it does not apply."""
+PLAN_COLUMNS = (*(name for name in (*DEGREES, *OPTIONS) if name != "dp"), "legal", "engine_runs", "gap")
+"""What a row has besides where its point asks the planner: the best strategy, and how it was proven."""
 
 _RUN = {entry.name for entry in fields(Run)}
 _STRATEGY = {entry.name for entry in fields(Strategy)}
@@ -67,7 +73,14 @@ class Case:
 
 
 def case_of_point(point: Mapping[str, Any]) -> Case:
-    """A point as values. dp is what tp, pp and cp leave unless it is given. Raises InputError for unknown names."""
+    """A point as values. dp is what tp, pp and cp leave unless it is given, and a point that asks the planner has the
+    best strategy. Raises InputError for unknown names, Infeasible when no strategy is legal and fits.
+    """
+    return _asked(point)[0]
+
+
+def _asked(point: Mapping[str, Any]) -> tuple[Case, dict[str, Any]]:
+    """The case of a point, and what the planner said of its strategy (nothing where the point gives one)."""
     model = model_with(point["model"], changes_of(point, "model"))
     cluster = cluster_with(
         point["cluster"], point.get("nodes"), changes_of(point, "cluster"), changes_of(point, "device"),
@@ -76,25 +89,36 @@ def case_of_point(point: Mapping[str, Any]) -> Case:
     run = Run(**_tupled(point, _RUN))
     framework = framework_with(run.framework, changes_of(point, "framework"))
     chosen = _tupled(point, _STRATEGY)
+    if planned(point):
+        limits = limits_of((), point.get("plan.allow", ()), point.get("plan.forbid", ()))
+        best = plan(
+            model, cluster, run, objective=point.get("plan.objective", "tokens_per_s"), limit=1, fix=chosen,
+            allow=limits.allow, within=limits.within, forbid=limits.forbid, framework=framework,
+        )  # fmt: skip
+        strategy, proof = best[0].strategy, best.proof
+        said = {name: getattr(strategy, name) for name in (*DEGREES, *OPTIONS)}
+        said |= {"order": "-".join(strategy.order), "legal": proof.legal, "engine_runs": proof.engine_runs,
+                 "gap": proof.gap}  # fmt: skip
+        return Case(model, cluster, run, strategy, framework), said
     if "dp" not in chosen:
         taken = chosen.get("tp", 1) * chosen.get("pp", 1) * chosen.get("cp", 1)
         chosen["dp"] = max(cluster.devices // max(taken, 1), 1)
-    return Case(model, cluster, run, Strategy(**chosen), framework)
+    return Case(model, cluster, run, Strategy(**chosen), framework), {}
 
 
 def _row(point: Mapping[str, Any]) -> dict[str, Any]:
-    case = case_of_point(point)
+    case, said = _asked(point)
     model, cluster, run, strategy, framework = case.model, case.cluster, case.run, case.strategy, case.framework
     price = parse_quantity(point["price"], "price") if "price" in point else cluster.price_usd_per_device_hour or None
     if "tokens" not in point:
         answer = estimate(model, cluster, run, strategy, framework=framework)
-        return {**_measured(answer), **_priced(answer, price)}
+        return {**said, **_measured(answer), **_priced(answer, price)}
     whole = project(
         model, cluster, run, strategy, tokens=parse_quantity(point["tokens"], "count"), framework=framework,
         conditions=Conditions(price_usd_per_device_hour=price),
     )  # fmt: skip
     money = {name: getattr(whole, name) for name in PROJECT_COLUMNS}
-    return {**_measured(whole.estimate), **_priced(whole.estimate, price), **money}
+    return {**said, **_measured(whole.estimate), **_priced(whole.estimate, price), **money}
 
 
 def _measured(answer: Estimate) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class Journal:
             )
         except sqlite3.Error as error:
             self._lock.close()
-            raise _unusable(folder / FILE, error) from None
+            raise unusable(folder / FILE, error) from None
 
     def meta(self) -> dict[str, str]:
         """What was written when the sweep began, and every drift since."""
@@ -50,11 +51,8 @@ class Journal:
     def record(self, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
         """Add rows in one transaction. A key that has a row already keeps it."""
         prepared = [(key, row["status"], json.dumps(row, allow_nan=False)) for key, row in rows]
-        try:
-            with self._transaction():
-                self._data.executemany("INSERT OR IGNORE INTO points VALUES (?, ?, ?)", prepared)
-        except sqlite3.Error as error:
-            raise _unusable(self.folder / FILE, error) from None
+        with self._transaction():
+            self._data.executemany("INSERT OR IGNORE INTO points VALUES (?, ?, ?)", prepared)
 
     def forget(self, status: str) -> int:
         """Drop the rows of one status, so that their points are tried again; how many."""
@@ -70,19 +68,20 @@ class Journal:
         self._data.close()
         self._lock.close()
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._data)
-
-
-class _Transaction:
-    def __init__(self, data: sqlite3.Connection) -> None:
-        self._data = data
-
-    def __enter__(self) -> None:
-        self._data.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._data.execute("COMMIT" if kind is None else "ROLLBACK")
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All of it or nothing. Raises InputError where the disk takes no more; what was committed before stays."""
+        try:
+            self._data.execute("BEGIN IMMEDIATE")
+            yield
+            self._data.execute("COMMIT")
+        except BaseException as error:
+            # A full disk has rolled back by itself.
+            if self._data.in_transaction:
+                self._data.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise unusable(self.folder / FILE, error) from None
+            raise
 
 
 def read_rows(folder: Path) -> dict[str, dict[str, Any]]:
@@ -100,7 +99,7 @@ def read_rows(folder: Path) -> dict[str, dict[str, Any]]:
         finally:
             data.close()
     except sqlite3.Error as error:
-        raise _unusable(file, error) from None
+        raise unusable(file, error) from None
 
 
 def _rows(data: sqlite3.Connection) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -114,18 +113,19 @@ def _locked(folder: Path) -> sqlite3.Connection:
         folder.mkdir(parents=True, exist_ok=True)
         lock = sqlite3.connect(folder / LOCK, isolation_level=None, timeout=0.2)
     except (OSError, sqlite3.Error) as error:
-        raise _unusable(folder, error) from None
+        raise unusable(folder, error) from None
     try:
         lock.execute("BEGIN EXCLUSIVE")
     except sqlite3.Error as error:
         lock.close()
         if "locked" in str(error):
             raise InputError([Problem("another sweep is writing here.", str(folder), "Wait for it.")]) from None
-        raise _unusable(folder, error) from None
+        raise unusable(folder, error) from None
     return lock
 
 
-def _unusable(path: Path, error: Exception) -> InputError:
+def unusable(path: Path, error: Exception) -> InputError:
+    """What a file of a sweep says when the disk is full, broken or read-only."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return InputError([Problem(f"cannot be written: {reason}.", str(path), "What was committed is kept.")])
 

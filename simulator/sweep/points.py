@@ -12,7 +12,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from simulator.errors import Complaints, InputError, did_you_mean
+from simulator.errors import Complaints, InputError, Problem, did_you_mean
+from simulator.plan.search import OBJECTIVES
+from simulator.plan.words import limits_of
 from simulator.spec.reading import Document, read_document
 from simulator.spec.run import Run
 from simulator.spec.strategy import Strategy
@@ -21,6 +23,9 @@ from simulator.units import parse_quantity
 MAX_POINTS = 1_000_000
 KINDS = ("model", "device", "cluster", "framework", "calibration")
 """Files of the catalogue of which any field can be an axis: "device.memory_bandwidth", "cluster.tiers.0.bandwidth"."""
+PLAN: Mapping[str, Any] = {"plan.objective": str, "plan.allow": list[str], "plan.forbid": list[str]}
+"""A point that sets one of these asks the planner: the strategy fields that it sets are fixed, the rest is searched.
+The limits are written as on the command line: "tp=1..8", "schedule=1f1b,zbv"."""
 PLAIN: Mapping[str, Any] = {"model": str, "cluster": str, "nodes": int, "price": str, "tokens": str}
 QUANTITIES = {"price": "price", "tokens": "count"}
 SECTIONS = ("title", "case", "grid", "zip")
@@ -132,8 +137,8 @@ def _section(
 
 @cache
 def field_types() -> Mapping[str, Any]:
-    """Every plain field of a point with its type: catalogue names, then those of Run and of Strategy."""
-    types = dict(PLAIN)
+    """Every field of a point but those of files, with its type: catalogue names, a plan, then Run and Strategy."""
+    types = {**PLAIN, **PLAN}
     for kind in (Run, Strategy):
         hints = get_type_hints(kind)
         types |= {entry.name: hints[entry.name] for entry in fields(kind)}
@@ -162,6 +167,11 @@ def _known(document: Document, place: tuple[str | int, ...], complaints: Complai
     """Whether the last part of a place names something that a point can set; complains where it does not."""
     name = str(place[-1])
     kind, dot, rest = name.partition(".")
+    if kind == "plan" and name not in PLAN:
+        complaints.add(f"{name}: unknown field.", where=_where(document, place), hint=did_you_mean(name, PLAN))
+        return False
+    if name in PLAN:
+        return True
     if dot and (kind not in KINDS or not rest):
         hint = did_you_mean(kind, KINDS)
         complaints.add(f"{name}: no file of the catalogue is meant.", where=_where(document, place), hint=hint)
@@ -182,12 +192,11 @@ def _value(document: Document, place: tuple[str | int, ...], value: Any, complai
         if "." in name and not _plain(value):
             complaints.add(f"{name}: a table cannot be the value of an axis.", where=where, hint="Name its fields.")
             return value
-        if "." in name:
+        if "." in name and name not in PLAN:
             return value
         # JSON mode reads a list as the tuple that a field holds, and is strict about everything else.
         checked_value = TypeAdapter(field_types()[name]).validate_json(text, strict=True)
-        if name in QUANTITIES:
-            parse_quantity(value, QUANTITIES[name])
+        _check_text(name, checked_value)
     except ValidationError as error:
         complaints.add(f"{name}: {error.errors()[0]['msg']}.", where=where)
     except InputError as error:
@@ -197,6 +206,23 @@ def _value(document: Document, place: tuple[str | int, ...], value: Any, complai
     else:
         return list(checked_value) if isinstance(checked_value, tuple) else checked_value
     return value
+
+
+def _check_text(name: str, value: Any) -> None:
+    """Raise InputError for a quantity, an objective or limits that cannot be read."""
+    if name in QUANTITIES:
+        parse_quantity(value, QUANTITIES[name])
+    elif name == "plan.objective" and value not in OBJECTIVES:
+        raise InputError([Problem(f"{value!r} is unknown.", hint=did_you_mean(value, OBJECTIVES))])
+    elif name == "plan.allow":
+        limits_of((), value, ())
+    elif name == "plan.forbid":
+        limits_of((), (), value)
+
+
+def planned(point: Mapping[str, Any]) -> bool:
+    """Whether a point asks for the best strategy instead of giving one."""
+    return any(name in point for name in PLAN)
 
 
 def _plain(value: Any) -> bool:

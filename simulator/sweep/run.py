@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from simulator.errors import InputError, Problem
 from simulator.sweep.evaluate import FAILED, evaluate_points
 from simulator.sweep.executors import InlineExecutor, process_pool
 from simulator.sweep.journal import SCHEMA, Journal, digest
-from simulator.sweep.points import SweepSpec, checked, point_key, read_sweep
+from simulator.sweep.points import SweepSpec, checked, planned, point_key, read_sweep
 from simulator.sweep.table import frame, write_tables
 
 if TYPE_CHECKING:
@@ -96,15 +97,25 @@ def sweep(
         runner = _Runner(journal, by_key, _maker(executor, workers, len(todo)), progress, resumed)
         try:
             runner.run(todo, None if timeout_s is None else started + timeout_s)
-        finally:
-            # Also when interrupted: what was computed can be read.
-            known = journal.rows()
-            points = tuple(by_key.values())
-            rows = tuple(known.get(key) for key in by_key)
-            files = write_tables(Path(out), points, rows)
+        except BaseException:
+            # Interrupted, or no room is left for the journal: what was computed can be read, if there is room for that.
+            with suppress(InputError):
+                _write(journal, by_key)
+            raise
+        rows, files = _write(journal, by_key)
     finally:
         journal.close()
-    return Swept(points=points, rows=rows, files=tuple(files), resumed=resumed, wall_s=time.monotonic() - started)
+    return Swept(points=tuple(by_key.values()), rows=rows, files=files, resumed=resumed,
+                 wall_s=time.monotonic() - started)  # fmt: skip
+
+
+def _write(
+    journal: Journal, points: Mapping[str, Mapping[str, Any]]
+) -> tuple[tuple[Mapping[str, Any] | None, ...], tuple[Path, ...]]:
+    """The row of every point or None, and the tables that hold them, written into the journal's folder."""
+    known = journal.rows()
+    rows = tuple(known.get(key) for key in points)
+    return rows, tuple(write_tables(journal.folder, tuple(points.values()), rows))
 
 
 def _maker(executor: Executor | Callable[[], Executor] | None, workers: int | None, points: int) -> _Pool:
@@ -141,7 +152,9 @@ class _Runner:
         self._started = time.monotonic()
 
     def run(self, todo: list[str], deadline: float | None) -> None:
-        queue: deque[Work] = deque((tuple(todo[at : at + BATCH]), 0) for at in range(0, len(todo), BATCH))
+        # A plan takes seconds, and a kill must not cost several.
+        size = 1 if any(planned(self._points[key]) for key in todo) else BATCH
+        queue: deque[Work] = deque((tuple(todo[at : at + size]), 0) for at in range(0, len(todo), size))
         self._tell()
         if not queue:
             return

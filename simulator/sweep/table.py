@@ -7,11 +7,14 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simulator.sweep.evaluate import COLUMNS
+from simulator.sweep.evaluate import COLUMNS, PLAN_COLUMNS
+from simulator.sweep.journal import unusable
+from simulator.sweep.points import planned
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +26,8 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 def columns_of(points: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the points set, in their order, then what every row has. A column of both names is the point's."""
     named = dict.fromkeys(name for point in points for name in point)
-    return [*named, *(name for name in COLUMNS if name not in named)]
+    answers = (*PLAN_COLUMNS, *COLUMNS) if any(map(planned, points)) else COLUMNS
+    return [*named, *(name for name in answers if name not in named)]
 
 
 def joined(points: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any] | None]) -> list[dict[str, Any]]:
@@ -91,10 +95,18 @@ def _cell(value: Any) -> Any:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Write to a temporary name, sync, rename: a reader sees the old file or the new one."""
+    """Write to a temporary name, sync, rename: a reader sees the old file or the new one.
+
+    Raises InputError where there is no room; then the old file stays.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise unusable(path, error) from None
