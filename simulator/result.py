@@ -11,6 +11,7 @@ from simulator.units import format_bytes, format_count, format_percent, format_t
 
 if TYPE_CHECKING:
     from simulator.schedule.memory import Footprint
+    from simulator.schedule.step import Step
     from simulator.schedule.timeline import Timeline
 
 COMMUNICATION = ("tp", "cp", "ep", "etp", "dp", "pp")
@@ -45,12 +46,18 @@ class TimeParts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Peak bytes per device: by pipeline rank, and the parts of the fullest rank (they sum to its peak)."""
+    """Peak bytes per device: by pipeline rank, and the parts of the fullest rank (they sum to its peak).
+
+    Where ranks are on devices of unequal memory, the fullest is the one with the least room left.
+    """
 
     per_stage: tuple[Mapping[str, float], ...]
     """For each pipeline rank its parts, with "total"."""
     parts: Mapping[str, float]
     limit_bytes: float
+    """Memory of the fullest rank's device."""
+    limits_bytes: tuple[float, ...] = ()
+    """Of every pipeline rank's smallest device; empty where all devices are equal."""
     peak_time_s: float = 0.0
     """When in the step the fullest rank first holds its most."""
     step_bytes: float = 0.0
@@ -130,7 +137,7 @@ class Estimate(Drawable):
     notes: tuple[str, ...] = ()
     regime: Mapping[str, str] = field(default_factory=dict)
     terms: tuple[Term, ...] = field(default=(), repr=False)
-    _timeline: Timeline | None = field(default=None, repr=False, compare=False)
+    _step: Step | None = field(default=None, repr=False, compare=False)
 
     @property
     def tokens_per_s_per_device(self) -> float:
@@ -172,10 +179,14 @@ class Estimate(Drawable):
         )
 
     def timeline(self) -> Timeline:
-        """The step as tasks with start and end times, rank by rank."""
-        if self._timeline is None:
+        """The pipeline's tasks with start and end times, rank by rank."""
+        return self.step().timeline
+
+    def step(self) -> Step:
+        """The whole step: the pipeline's timeline, and what ends the step on every rank."""
+        if self._step is None:
             raise ValueError("this estimate was read back from JSON and carries no timeline")
-        return self._timeline
+        return self._step
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document of `shardwise estimate --json`."""

@@ -67,7 +67,7 @@ def _kept(answer: Estimate, ranks: Sequence[int]) -> Columns:
     strange = sorted(set(ranks) - set(range(line.order.pp)))
     if strange:
         raise InputError([Problem(f"{strange[0]} is no pipeline rank: there are 0 to {line.order.pp - 1}.", "--ranks")])
-    table = line.columns()
+    table = answer.step().columns()
     table["number"] = np.arange(len(table["rank"]))
     if ranks:
         keep = np.isin(table["rank"], np.asarray(ranks))
@@ -120,7 +120,7 @@ def _slices(table: Columns) -> Iterator[Event]:
 
 def _flows(answer: Estimate, table: Columns) -> Iterator[Event]:
     """An arrow from each send to its receive: the timeline lists both in the same order."""
-    whole = answer.timeline().columns()["stream"]
+    whole = answer.step().columns()["stream"]
     pair_of = {stream: np.cumsum(whole == stream) - 1 for stream in ("send", "receive")}
     ends = {}
     for stream in ("send", "receive"):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from simulator import catalog
 from simulator.arch.operations import Number
+from simulator.breakdown import executed_flops_per_step, memory_of, time_of
 from simulator.cluster.network import collective_time_s
-from simulator.estimate import Lowered, executed_flops_per_step, memory_of, rank_stages, run_step, time_of
+from simulator.lowered import Lowered, rank_slots, run_step
 from simulator.measure.suite import Case, model_of
 from simulator.parallel.legal import check
 from simulator.parallel.stage_cost import StageCost
@@ -74,8 +75,8 @@ def cpu_seconds(lowered: Lowered, case: Case) -> float:
     strategy = case.strategy
     total = 0.0
     for rank in range(strategy.pp):
-        for stage in rank_stages(lowered.order, rank):
-            total += lowered.program.micro_batches * _stage_s(lowered.costs[stage])
+        for slot in rank_slots(lowered.order, rank):
+            total += lowered.program.micro_batches * _stage_s(lowered.costs[slot])
         total += float(lowered.ends[rank].total_s + lowered.ends[rank].hidden_s)
     setting = lowered.setting
     for before in lowered.program.stages[:-1]:
@@ -93,12 +94,12 @@ def _stage_s(cost: StageCost) -> float:
 def matrix_cpu_seconds(lowered: Lowered, case: Case) -> float:
     """The part of `cpu_seconds` that matrix products and attention take [s]."""
     strategy = case.strategy
-    held = [stage for rank in range(strategy.pp) for stage in rank_stages(lowered.order, rank)]
+    held = [slot for rank in range(strategy.pp) for slot in rank_slots(lowered.order, rank)]
     total = sum(
         float(phase.parts.get(kind, 0.0))
-        for stage in held
-        for phase in (lowered.costs[stage].forward, lowered.costs[stage].input_grad, lowered.costs[stage].weight_grad)
+        for slot in held
+        for phase in (lowered.costs[slot].forward, lowered.costs[slot].input_grad, lowered.costs[slot].weight_grad)
         for kind in ("gemm", "grouped_gemm", "attention")
     )
-    again = sum(float(sum(lowered.costs[stage].recompute.parts.values())) for stage in held)
+    again = sum(float(sum(lowered.costs[slot].recompute.parts.values())) for slot in held)
     return (total + again) * lowered.program.micro_batches * strategy.tp * strategy.cp * strategy.dp

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from simulator.cluster.placement import Group, axis_groups
 from simulator.spec.hardware import Cluster
@@ -19,7 +19,14 @@ class Setting:
     strategy: Strategy
     framework: Framework
     cluster: Cluster
+    """Equal devices on equal links: of unequal nodes, one rank's own device and node."""
     groups: Mapping[str, Group]
+    links: Mapping[str, Cluster] = field(default_factory=dict)
+    """By axis the cluster that its group feels, where the group's slowest member is not the rank's own node."""
+
+    def felt_by(self, axis: str) -> Cluster:
+        """The cluster whose links the group of an axis runs on."""
+        return self.links.get(axis, self.cluster)
 
     @property
     def overlaps_grad_reduce(self) -> bool:

@@ -36,15 +36,24 @@ def stage_costs(program: Program, setting: Setting) -> tuple[StageCost, ...]:
     """Costs of every stage, in model order."""
     distinct = {segment.name: segment for stage in program.stages for segment, _ in stage.parts}
     policy = policy_of(setting.strategy)
-    times = segment_times(distinct.values(), policy, setting.cluster, setting.groups)
-    cache: dict[tuple[tuple[int, int], ...], StageCost] = {}
+    times = segment_times(distinct.values(), policy, setting.cluster, setting.groups, setting.links)
+    cache: dict[StageKind, StageCost] = {}
     costs = []
     for stage in program.stages:
-        key = tuple((id(segment), count) for segment, count in stage.parts)
+        key = stage_kind(stage)
         if key not in cache:
             cache[key] = stage_cost(stage, times, program.micro_batches, setting)
         costs.append(cache[key])
     return tuple(costs)
+
+
+StageKind = tuple[tuple[int, int], ...]
+"""Stages of one kind hold equally many of the same segments."""
+
+
+def stage_kind(stage: Stage) -> StageKind:
+    """What makes a stage cost what it costs (counts are numbers)."""
+    return tuple((id(segment), count) for segment, count in stage.parts)
 
 
 def stage_cost(
@@ -130,7 +139,7 @@ def _replace(cost: StageCost, **changes: PhaseTime) -> StageCost:
 def _sharded_traffic(collectives: tuple[Collective, ...], pieces: Number, setting: Setting) -> Number:
     """Seconds of a stage's gathers or scatters, one collective per layer."""
     total: Number = sum(
-        pieces * collective_time_s(setting.cluster, c.kind, c.bytes / pieces, setting.groups[c.axis])
+        pieces * collective_time_s(setting.felt_by(c.axis), c.kind, c.bytes / pieces, setting.groups[c.axis])
         for c in collectives
     )
     return total

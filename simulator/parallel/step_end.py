@@ -28,7 +28,14 @@ class StepEnd:
     """Gradient norm, clipping and update."""
     gather_s: Number
     """Exposed all-gather of updated parameters."""
-    hidden_s: Number
+    reduce_hidden_s: Number
+    """Reduction beside the last backward."""
+    gather_hidden_s: Number
+    """Gathering beside the next step's first forward."""
+
+    @property
+    def hidden_s(self) -> Number:
+        return self.reduce_hidden_s + self.gather_hidden_s
 
     @property
     def total_s(self) -> Number:
@@ -52,13 +59,14 @@ def step_end(stages: Sequence[Stage], costs: Sequence[StageCost], setting: Setti
         reduce_s=reduce_s + tensor_s,
         optimizer_s=optimizer_s(held, setting),
         gather_s=gather_s,
-        hidden_s=reduce_hidden + gather_hidden,
+        reduce_hidden_s=reduce_hidden,
+        gather_hidden_s=gather_hidden,
     )
 
 
 def _seconds(collective: Collective, setting: Setting) -> Number:
     group = setting.groups[collective.axis]
-    result: Number = collective_time_s(setting.cluster, collective.kind, collective.bytes, group)
+    result: Number = collective_time_s(setting.felt_by(collective.axis), collective.kind, collective.bytes, group)
     return result
 
 

@@ -81,15 +81,27 @@ class SegmentTime:
     recompute: PhaseTime
 
 
-def work_times_s(works: Sequence[Work], cluster: Cluster, groups: Mapping[str, Group]) -> list[Any]:
-    """Seconds of each work, evaluated together by kind and structural options [s]."""
-    by_name = cluster.device.kernels.measured is not None
+EQUAL_LINKS: Mapping[str, Cluster] = {}
+"""Every group runs on the links of the cluster itself."""
+
+
+def work_times_s(
+    works: Sequence[Work], cluster: Cluster, groups: Mapping[str, Group], links: Mapping[str, Cluster] = EQUAL_LINKS,
+    *, device: Device | None = None,
+) -> list[Any]:  # fmt: skip
+    """Seconds of each work, evaluated together by kind and structural options [s].
+
+    `links` holds, by axis, the cluster that the axis's group feels where that is another (`Setting.links`); `device`
+    computes instead of the cluster's.
+    """
+    device = device or cluster.device
+    by_name = device.kernels.measured is not None
     buckets: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for index, work in enumerate(works):
         buckets[_bucket(work, by_name)].append(index)
     result: list[Any] = [0.0] * len(works)
     for key, indices in buckets.items():
-        times = _evaluate(key, [works[i] for i in indices], cluster, groups)
+        times = _evaluate(key, [works[i] for i in indices], device, groups, lambda axis: links.get(axis, cluster))
         for row, index in enumerate(indices):
             result[index] = times[row]
     return result
@@ -144,8 +156,10 @@ def _distinct_shapes(fields: Mapping[str, Any], seconds: Callable[..., Any]) -> 
     return np.asarray(few)[place].reshape(shape)
 
 
-def _evaluate(key: tuple[Any, ...], works: Sequence[Any], cluster: Cluster, groups: Mapping[str, Group]) -> Any:
-    device = cluster.device
+def _evaluate(
+    key: tuple[Any, ...], works: Sequence[Any], device: Device, groups: Mapping[str, Group],
+    felt_by: Callable[[str], Cluster],
+) -> Any:  # fmt: skip
     kind = key[0]
     if kind is Gemm:
         f = _stack(works, "m", "n", "k", "batch", "repeat")
@@ -164,20 +178,22 @@ def _evaluate(key: tuple[Any, ...], works: Sequence[Any], cluster: Cluster, grou
         return lookup_time_s(device, **_stack(works, "rows", "width_bytes"))
     buffer_bytes = _stack(works, "bytes")["bytes"]
     if key[3]:
-        return deduplicated_exchange_s(cluster, buffer_bytes, key[3], groups[key[2]])
-    return collective_time_s(cluster, key[1], buffer_bytes, groups[key[2]])
+        return deduplicated_exchange_s(felt_by(key[2]), buffer_bytes, key[3], groups[key[2]])
+    return collective_time_s(felt_by(key[2]), key[1], buffer_bytes, groups[key[2]])
 
 
 def segment_times(
-    segments: Iterable[Segment], policy: Policy, cluster: Cluster, groups: Mapping[str, Group]
-) -> dict[str, SegmentTime]:
+    segments: Iterable[Segment], policy: Policy, cluster: Cluster, groups: Mapping[str, Group],
+    links: Mapping[str, Cluster] = EQUAL_LINKS,
+) -> dict[str, SegmentTime]:  # fmt: skip
     """Times of distinct segments, by name."""
-    return segment_times_by_policy(segments, [policy], cluster, groups)[0]
+    return segment_times_by_policy(segments, [policy], cluster, groups, links)[0]
 
 
 def segment_times_by_policy(
-    segments: Iterable[Segment], policies: Sequence[Policy], cluster: Cluster, groups: Mapping[str, Group]
-) -> list[dict[str, SegmentTime]]:
+    segments: Iterable[Segment], policies: Sequence[Policy], cluster: Cluster, groups: Mapping[str, Group],
+    links: Mapping[str, Cluster] = EQUAL_LINKS,
+) -> list[dict[str, SegmentTime]]:  # fmt: skip
     """Times of distinct segments, by name, under each recomputation policy; every operation is timed once."""
     held = list(segments)
     works = [
@@ -186,8 +202,8 @@ def segment_times_by_policy(
         for operation in segment.operations
         for work in (*operation.forward, *operation.input_grad, *operation.weight_grad)
     ]
-    cold = replace(cluster, device=replace(cluster.device, kernels=cluster.device.kernels.cold()))
-    seconds = iter(_sustained(works, work_times_s(works, cold, groups), cluster.device))
+    cold = replace(cluster.device, kernels=cluster.device.kernels.cold())
+    seconds = iter(_sustained(works, work_times_s(works, cluster, groups, links, device=cold), cluster.device))
     timed = [(segment, [_timed(operation, seconds) for operation in segment.operations]) for segment in held]
     return [{segment.name: _segment_time(segment, each, policy) for segment, each in timed} for policy in policies]
 

@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from simulator.arch.layer import Segment
 from simulator.arch.operations import Number, Operation, Weight
-from simulator.estimate import send_s, sends_block, splits_sends
 from simulator.parallel.lower import Stage
 from simulator.parallel.memory import (
     SegmentMemory,
@@ -29,6 +28,7 @@ from simulator.plan.table import Columns, strategy_of
 from simulator.result import COMMUNICATION
 from simulator.schedule.bounds import BIDIRECTIONAL, FUSED
 from simulator.schedule.closed import peak_in_flight
+from simulator.schedule.durations import send_s, sends_block, splits_sends
 from simulator.spec.strategy import FREE_RUNNING
 
 if TYPE_CHECKING:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.estimate import Costed, transfers_of
+from simulator.lowered import Costed
 from simulator.parallel.stage_cost import StageCost
 from simulator.parallel.step_end import step_end
 from simulator.plan.dealing import held_stages, mapping_of
 from simulator.result import COMMUNICATION
 from simulator.schedule.bounds import FUSED, lower_bound_s
+from simulator.schedule.durations import transfers_of
 from simulator.spec.strategy import FREE_RUNNING
 
 PAIRED = ("dualpipe", "dualpipev")

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from simulator.estimate import Costed, cost_step, run_costed, summarise
+from simulator.estimate import summarise
+from simulator.lowered import Costed, cost_step, run_costed
 from simulator.plan.bounds import least_step_time_s
 from simulator.plan.pool import Pool
 from simulator.plan.score import Question, layouts

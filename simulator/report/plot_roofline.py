@@ -12,7 +12,7 @@ from simulator import catalog
 from simulator.arch.flops import work_flops
 from simulator.arch.operations import DTYPE_BYTES, AttentionCore, Gemm, GroupedGemm, Lookup, Pointwise, Work
 from simulator.cluster.device import peak_flops_per_s
-from simulator.estimate import cost_step
+from simulator.lowered import cost_step
 from simulator.parallel.timing import KIND_OF, PHASES, work_times_s
 from simulator.report.plot_style import INK, QUIET, RULE, colour, grid, new_figure, styled
 from simulator.report.svg_bars import word

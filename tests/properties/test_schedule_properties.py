@@ -10,7 +10,6 @@ from simulator.schedule.engine import Durations, Transfers, simulate
 from simulator.schedule.make import make_order
 from simulator.schedule.memory import Footprint, memory_over_time
 from simulator.schedule.order import BACKWARD, FORWARD, INPUT_GRAD, WEIGHT_GRAD, check
-from simulator.schedule.step import StepEnd, run_step
 from simulator.spec.strategy import SCHEDULES
 
 EVEN = 60
@@ -187,28 +186,3 @@ def test_mirrored_ranks_are_alike(schedule, half, more):
     assert np.allclose(line.busy_s, line.busy_s[::-1])
     assert np.allclose(line.rank_end_s, line.rank_end_s[::-1])
     assert line.in_flight.tolist() == line.in_flight[::-1].tolist()
-
-
-@given(cases(), st.floats(0.0, 3.0), st.booleans(), st.floats(1.0, 1.5))
-@settings(max_examples=EVEN)
-def test_a_step_adds_up_and_overlap_never_costs_more_than_none(case, reduce_s, each, slowdown):
-    order, durations, transfers = case
-    end = StepEnd(
-        reduce_s=reduce_s,
-        reduce_buckets=3,
-        overlap_reduce=True,
-        reduce_each=each,
-        gather_s=0.5,
-        clip_s=0.1,
-        optimizer_s=0.2,
-        slowdown=slowdown,
-    )
-    found = run_step(order, durations, transfers, end=end)
-    total = found.busy_s + found.idle_s + found.exposed_reduce_s + found.wait_s + found.clip_s
-    total = total + found.optimizer_s + found.exposed_gather_s + found.rest_s
-    assert np.allclose(total, found.step_time_s, rtol=1e-12)
-    if slowdown == 1.0:
-        apart = StepEnd(
-            reduce_s=reduce_s, reduce_buckets=3, reduce_each=each, gather_s=0.5, clip_s=0.1, optimizer_s=0.2
-        )
-        assert found.step_time_s <= run_step(order, durations, transfers, end=apart).step_time_s + 1e-9

@@ -61,7 +61,6 @@ ELSEWHERE = {
     "ScalingLaw.token_scale": "nats, times tokens to a power",
     "ScoredRow.error": "relative",
     "Speeds.patience": "a ratio of two times",
-    "StepEnd.slowdown": "a ratio of two times",
     "Term.value": "in Term.unit",
     "accumulation_bytes.held": "parameters",
     "best_math_s.peak": "FLOP/s of the dtype",

@@ -34,7 +34,7 @@ def of(events: list[dict[str, Any]], phase: str) -> list[dict[str, Any]]:
 
 
 def test_every_task_is_a_slice_of_its_rank_and_stream(answer: sim.Estimate, events: list[dict[str, Any]]) -> None:
-    table = answer.timeline().columns()
+    table = answer.step().columns()
     slices = of(events, "X")
     assert [(e["pid"], STREAMS[e["tid"]]) for e in slices] == list(
         zip(table["rank"].tolist(), table["stream"].tolist(), strict=True)
@@ -42,7 +42,19 @@ def test_every_task_is_a_slice_of_its_rank_and_stream(answer: sim.Estimate, even
     assert [e["ts"] for e in slices] == pytest.approx(table["start_s"] * 1e6, abs=1e-5)
     assert [e["ts"] + e["dur"] for e in slices] == pytest.approx(table["end_s"] * 1e6, abs=1e-5)
     last = max(e["ts"] + e["dur"] for e in of(events, "X"))
-    assert last == pytest.approx(answer.timeline().makespan_s * 1e6, rel=1e-9)
+    assert last == pytest.approx(table["end_s"].max() * 1e6, rel=1e-9)
+    assert last > answer.timeline().makespan_s * 1e6
+
+
+def test_the_end_of_the_step_is_on_every_rank(answer: sim.Estimate, events: list[dict[str, Any]]) -> None:
+    """Reduction beside or after the last backward, then the optimizer, on each rank's own streams."""
+    for rank, end in enumerate(answer.step().ends):
+        mine = {e["name"]: e for e in of(events, "X") if e["pid"] == rank and e["name"] in ("reduce", "optimizer")}
+        assert (mine["reduce"]["cat"], mine["optimizer"]["cat"]) == ("gradients", "compute")
+        done_us = answer.timeline().rank_end_s[rank] * 1e6 + float(end.reduce_s) * 1e6
+        assert mine["reduce"]["ts"] + mine["reduce"]["dur"] == pytest.approx(done_us, rel=1e-9)
+        assert mine["optimizer"]["ts"] == pytest.approx(done_us, rel=1e-9)
+        assert mine["optimizer"]["dur"] == pytest.approx(float(end.optimizer_s) * 1e6, rel=1e-6)
 
 
 def test_each_forward_has_its_backward(events: list[dict[str, Any]]) -> None:

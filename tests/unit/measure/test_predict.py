@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from simulator.estimate import time_of
+from simulator.breakdown import time_of
 from simulator.measure.predict import _lowered, cpu_seconds, matrix_cpu_seconds, predict
 from simulator.measure.suite import case, suite_of
 

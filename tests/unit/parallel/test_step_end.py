@@ -9,6 +9,10 @@ import pytest
 import simulator as sw
 from simulator.cluster.network import collective_time_s
 from simulator.cluster.placement import Group
+from simulator.count import count
+from simulator.lowered import cost_step
+from simulator.parallel.step_end import step_end
+from simulator.parallel.timing import CHANNEL_SHARE
 
 PARAMETERS = 6738415616  # Llama 2 7B, exact (Hugging Face safetensors index)
 
@@ -76,3 +80,28 @@ def test_software_that_defers_the_scatter_holds_whole_gradients() -> None:
     )
     assert two.traffic_bytes == one.traffic_bytes
     assert two.memory.parts["gradients"] == one.memory.parts["gradients"]
+
+
+@pytest.mark.parametrize("nodes", [1, 4])
+@pytest.mark.parametrize("micro_batch", [1, 4, 16])
+@pytest.mark.parametrize("bucket_bytes", [1e8, 1e9, 1e12])
+def test_buckets_end_as_a_queue_of_them_does(nodes: int, micro_batch: int, bucket_bytes: float) -> None:
+    """k equal buckets that become ready at w/k, 2w/k, ... of a backward of w seconds, first in, first out: the closed
+    form starts the first one at 0, so it is at most w/k early; it is late by the compute that the channels displace."""
+    ranks = 8 * nodes
+    run = sw.Run(global_batch=ranks * micro_batch, seq_len=512)
+    strategy = sw.Strategy(dp=ranks, micro_batch=micro_batch, overlap_grad_reduce=True)
+    software = replace(sw.load_framework("megatron-core"), bucket_bytes=bucket_bytes)
+    costed = cost_step(sw.load_model("gpt3-1.3b"), sw.load_cluster("dgx-a100", nodes=nodes), run, strategy, software)
+    cost = costed.costs[0]
+    end = step_end(costed.program.stages, costed.costs, costed.setting)
+    backward_s = float(cost.input_grad.total_s + cost.weight_grad.total_s + cost.recompute.total_s)
+    total_s = float(end.reduce_s + end.reduce_hidden_s)
+    parameters = int(count(sw.load_model("gpt3-1.3b"))["parameters"]["total"])
+    buckets = -(-4 * parameters // int(bucket_bytes))
+    done_s = 0.0
+    for number in range(1, buckets + 1):
+        done_s = max(done_s, backward_s * number / buckets) + total_s / buckets
+    exposed_s = done_s - backward_s
+    displaced_s = CHANNEL_SHARE * total_s
+    assert exposed_s - backward_s / buckets - 1e-9 <= float(end.reduce_s) <= exposed_s + displaced_s + 1e-9

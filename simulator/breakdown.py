@@ -1,0 +1,158 @@
+"""What a step that ran is made of: seconds by part, peak bytes by rank and part, FLOPs that were executed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from simulator.arch.flops import executed_flops
+from simulator.arch.operations import largest
+from simulator.lowered import Lowered, rank_slots, rank_stages
+from simulator.parallel.memory import overhead_bytes, segment_memories, stage_memory, static_bytes, step_bytes
+from simulator.parallel.recompute import policy_of, recomputed_operations
+from simulator.parallel.stage_cost import StageKind, stage_kind
+from simulator.result import Memory, TimeParts
+from simulator.schedule.durations import PAIRED_AXES
+from simulator.schedule.memory import Footprint, memory_peaks
+from simulator.spec.strategy import FREE_RUNNING, Strategy
+
+
+def memory_of(lowered: Lowered) -> Memory:
+    """Peak memory of every pipeline rank, read off its timeline; the one with the least room left gives the parts."""
+    setting, order = lowered.setting, lowered.order
+    holds = [rank_stages(order, rank) for rank in range(order.pp)]
+    footprint, static, step = _footprint(lowered, holds)
+    peaks = memory_peaks(lowered.timeline, footprint)
+    ranks = []
+    for rank in range(order.pp):
+        activations, working = float(peaks.activation_bytes[rank]), float(peaks.working_bytes[rank])
+        parts = {**static[rank], "activations": activations, "working_set": working}
+        if step[rank] > activations + working:
+            parts["optimizer_step"] = step[rank] - activations - working
+        outside = overhead_bytes(sum(parts.values()), setting.framework)
+        ranks.append(parts | {name: float(value) for name, value in outside.items()})
+    totals = [sum(parts.values()) for parts in ranks]
+    limits = lowered.limits_bytes or (setting.cluster.device.memory_bytes,) * order.pp
+    over = [total - limit for total, limit in zip(totals, limits, strict=True)]
+    fullest = over.index(max(over))
+    return Memory(
+        per_stage=tuple({**parts, "total": total} for parts, total in zip(ranks, totals, strict=True)),
+        limits_bytes=lowered.limits_bytes,
+        parts=ranks[fullest],
+        limit_bytes=limits[fullest],
+        peak_time_s=float(peaks.time_s[fullest]),
+        step_bytes=step[fullest],
+        step_reserved=setting.framework.flat_gradients,
+        footprint=footprint,
+    )
+
+
+def _footprint(
+    lowered: Lowered, holds: Sequence[Sequence[int]]
+) -> tuple[Footprint, list[dict[str, float]], list[float]]:
+    """What the timeline's tasks hold; and by rank what is there all the time, and what the optimizer step needs.
+
+    Stages of equal cost are alike, and so are ranks that hold such stages.
+    """
+    program, setting = lowered.program, lowered.setting
+    memories = segment_memories(program, setting.strategy)
+    kinds = [stage_kind(stage) for stage in program.stages]
+    alike = dict(zip(kinds, program.stages, strict=True))
+    sizes = {kind: stage_memory(stage, setting, memories) for kind, stage in alike.items()}
+    known: dict[tuple[StageKind, ...], tuple[dict[str, float], float]] = {}
+    ranks = []
+    for held in holds:
+        key = tuple(kinds[stage] for stage in held)
+        if key not in known:
+            stages = [program.stages[stage] for stage in held]
+            edge = largest([program.stages[0].boundary_bytes, stages[0].boundary_bytes])
+            parts = static_bytes(stages, edge, setting)
+            known[key] = ({name: float(value) for name, value in parts.items()}, float(step_bytes(stages, setting)))
+        ranks.append(known[key])
+
+    def by_stage(name: str) -> list[float]:
+        return [float(getattr(sizes[kind], name)) for kind in kinds]
+
+    footprint = Footprint(
+        static_bytes=[sum(parts.values()) for parts, _ in ranks],
+        activation_bytes=by_stage("activation_bytes"),
+        weight_gradient_bytes=by_stage("late_bytes"),
+        forward_working_bytes=by_stage("forward_bytes"),
+        backward_working_bytes=by_stage("backward_bytes"),
+    )
+    return footprint, [parts for parts, _ in ranks], [step for _, step in ranks]
+
+
+def time_of(lowered: Lowered, strategy: Strategy) -> TimeParts:
+    """The step of the rank that finishes last, by part. What its work does not explain is waiting: for kernel launches
+    (what the step would gain if they were free), or for the rest of the pipeline.
+
+    Zero-bubble schedules let each rank go on to the next step without a barrier (optimizer post-validation, Qi 2023
+    sec. 4): a rank's step then begins with its own first task.
+    """
+    ends_s = lowered.timeline.rank_end_s.tolist()
+    begins_s = lowered.timeline.rank_start_s.tolist() if strategy.schedule in FREE_RUNNING else [0.0] * strategy.pp
+    finish = [
+        end - begin + float(tail.total_s)
+        for begin, end, tail in zip(begins_s, ends_s, lowered.ends, strict=True)
+    ]
+    rank = finish.index(max(finish))
+    parts: dict[str, float] = defaultdict(float)
+    hidden: dict[str, float] = defaultdict(float)
+    copies = len(lowered.order.slot_rank) // strategy.stages
+    times = lowered.program.micro_batches / copies
+    for slot in rank_slots(lowered.order, rank):
+        cost = lowered.costs[slot]
+        for phase in (cost.forward, cost.input_grad, cost.weight_grad):
+            for name, seconds in phase.parts.items():
+                parts[name] += times * float(seconds)
+        parts["recompute"] += times * float(cost.recompute.total_s)
+        for phase in (cost.forward, cost.input_grad, cost.weight_grad, cost.recompute):
+            for name, seconds in phase.hidden.items():
+                hidden[name] += times * float(seconds)
+    _hide_paired(parts, hidden, float(lowered.timeline.busy_s[rank]))
+    tail = lowered.ends[rank]
+    parts["dp"] += float(tail.reduce_s + tail.gather_s)
+    parts["optimizer"] += float(tail.optimizer_s)
+    hidden["dp"] += float(tail.hidden_s)
+    idle = max(finish) - sum(parts.values())
+    idle = idle if idle > 1e-12 * max(finish) else 0.0  # Less is what rounding leaves of a sum.
+    parts["host"] += min(idle, lowered.host_wait_s) if strategy.pp > 1 else idle
+    parts["bubble"] += max(idle - lowered.host_wait_s, 0.0) if strategy.pp > 1 else 0.0
+    return TimeParts(parts=_merged(parts), hidden=_merged(hidden))
+
+
+def _hide_paired(parts: dict[str, float], hidden: dict[str, float], busy_s: float) -> None:
+    """Move communication that a paired forward and backward hid behind each other from `parts` to `hidden`.
+
+    A rank is busy for less than its work adds up to where DualPipe or batch overlap pairs two chunks.
+    """
+    overlapped_s = sum(parts.values()) - busy_s
+    exposed_s = sum(parts.get(axis, 0.0) for axis in PAIRED_AXES)
+    if overlapped_s <= 1e-9 * busy_s or not exposed_s:
+        return
+    share = min(overlapped_s / exposed_s, 1.0)
+    for axis in PAIRED_AXES:
+        hidden[axis] += share * parts[axis]
+        parts[axis] -= share * parts[axis]
+
+
+def _merged(parts: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(seconds) for name, seconds in sorted(parts.items()) if seconds}
+
+
+def executed_flops_per_step(lowered: Lowered, strategy: Strategy) -> float:
+    """Matrix FLOPs that all devices execute in one step, recomputation and padding included."""
+    policy = policy_of(strategy)
+    counts: dict[str, int] = defaultdict(int)
+    segments = {}
+    for stage in lowered.program.stages:
+        for segment, count in stage.parts:
+            counts[segment.name] += count
+            segments[segment.name] = segment
+    total = 0.0
+    for name, segment in segments.items():
+        again = executed_flops(recomputed_operations(segment, policy), "forward")
+        phases = sum(executed_flops(segment.operations, p) for p in ("forward", "input_grad", "weight_grad"))
+        total += counts[name] * float(again + phases)
+    return total * lowered.program.micro_batches * strategy.tp * strategy.cp * strategy.dp
