@@ -12,6 +12,7 @@ import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -20,7 +21,7 @@ import pytest
 from simulator.errors import InputError
 from simulator.sweep import evaluate
 from simulator.sweep import run as run_module
-from simulator.sweep.executors import InlineExecutor
+from simulator.sweep.executors import InlineExecutor, ray_executor
 from simulator.sweep.journal import read_rows
 from simulator.sweep.points import SweepSpec
 from simulator.sweep.run import Progress, Swept, sweep
@@ -84,6 +85,45 @@ def test_a_file_and_a_spec_are_the_same_sweep(whole: tuple[Swept, bytes], tmp_pa
     file.write_text(FILE, encoding="utf-8")
     sweep(file, tmp_path / "out", workers=0)
     assert (tmp_path / "out" / "results.csv").read_bytes() == whole[1]
+
+
+class _StandIn:
+    """What a sweep uses of Ray: remote functions whose results are futures."""
+
+    def __init__(self) -> None:
+        self.settings: dict[str, Any] = {}
+        self.pool = ThreadPoolExecutor(2)
+
+    def init(self, **settings: Any) -> None:
+        self.settings = settings
+
+    def remote(self, function: Any) -> Any:
+        def call(*given: Any) -> Any:
+            return SimpleNamespace(future=lambda: self.pool.submit(function, *given))
+
+        return SimpleNamespace(remote=call)
+
+    def shutdown(self) -> None:
+        self.pool.shutdown()
+
+
+@pytest.mark.parametrize(("address", "told"), [("local", None), ("auto", "auto")])
+def test_remote_functions_give_the_same_bytes(
+    whole: tuple[Swept, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, told: str | None
+) -> None:
+    ray = _StandIn()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    sweep(SPEC, tmp_path, executor=lambda: ray_executor(address))
+    assert (tmp_path / "results.csv").read_bytes() == whole[1]
+    assert ray.settings["address"] == told
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        ray.pool.submit(len, ())
+
+
+def test_ray_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r"Ray is not installed.*shardwise\[ray\]"):
+        ray_executor("local")
 
 
 def _kill_moments(total: int) -> list[int]:
