@@ -129,17 +129,19 @@ def memory_peaks(timeline: Timeline, footprint: Footprint) -> MemoryPeaks:
 def _changes(timeline: Timeline, footprint: Footprint) -> tuple[Floats, Floats, Floats]:
     """By task: bytes it saves when it begins, the change when it ends, and what it holds only while it runs."""
     order = timeline.order
-    stages, stage = order.stages, order.stage
-    saved = per_stage(footprint.activation_bytes, stages, "activation_bytes")[stage]
-    late = _late(timeline, footprint)
-    forward, weight = order.kind == FORWARD, order.kind == WEIGHT_GRAD
-    made = np.where(forward, saved, 0.0)
-    kept = np.where(forward, 0.0, np.where(weight, -late, late - saved))
-    working = np.where(
-        forward,
-        per_stage(footprint.forward_working_bytes, stages, "forward_working_bytes")[stage],
-        per_stage(footprint.backward_working_bytes, stages, "backward_working_bytes")[stage],
-    )
+
+    def column(name: str) -> Floats:
+        return per_stage(getattr(footprint, name), order.stages, name)
+
+    saved, late, none = column("activation_bytes"), column("weight_gradient_bytes"), np.zeros(order.stages)
+    forward, back = column("forward_working_bytes"), column("backward_working_bytes")
+    # Tables of [F of each stage, B, W, BW].
+    tables = np.array([
+        [saved, none, none, none],
+        [none, late - saved, -late, -saved],
+        [forward, back, back, back],
+    ])  # fmt: skip
+    made, kept, working = tables.reshape(3, -1)[:, order.table_index]
     return made, kept, working
 
 

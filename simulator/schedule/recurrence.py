@@ -115,7 +115,9 @@ def _through(
 ) -> int:
     """Runs a zone until its state has moved by one time over a period, and skips the rest; gives the next node."""
     at, period = zone.first, zone.period
-    block = -(-max(zone.lookback, _LEAST_BLOCK) // period) * period
+    least = max(zone.lookback, _LEAST_BLOCK)
+    # What does not make up whole periods is run first, when the state still settles.
+    block = least + (zone.stop - zone.first - least) % period
     while at + block + 2 * period <= zone.stop:
         run(at, at + block)
         before = [list(clock) for clock in state.clocks()]
@@ -129,7 +131,7 @@ def _through(
             jumps.append(jump)
             _skip(state, zone, jump, before)
             return jump.stop
-        block *= 2
+        block = period * -(-2 * block // period)
     return at
 
 
