@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.arch.operations import DTYPE_BYTES, Number, Weight, largest
+from simulator.arch.layer import Segment
+from simulator.arch.operations import DTYPE_BYTES, Number, largest
 from simulator.cluster.elementwise import where
 from simulator.parallel.lower import Stage
 from simulator.spec.run import Framework, Run
@@ -52,23 +53,33 @@ def held_parameters(stages: tuple[Stage, ...]) -> HeldParameters:
     layers: Number = 0.0
     sizes: list[Number] = []
     layer_sizes: list[Number] = []
+    known: dict[int, tuple[Number, Number, Number]] = {}
     for stage in stages:
         for segment, count in stage.parts:
-            weights = [weight for operation in segment.operations for weight in operation.weights]
-            own = _sum(weights, "dense"), _sum(weights, "expert")
-            dense += count * own[0]
-            expert += count * own[1]
-            replicated += count * sum(w.elements for w in weights if w.sequence_replicated)
-            sizes.append(where(count > 0, sum(own), 0.0))
+            if id(segment) not in known:
+                known[id(segment)] = _segment_parameters(segment)
+            own_dense, own_expert, own_replicated = known[id(segment)]
+            dense += count * own_dense
+            expert += count * own_expert
+            replicated += count * own_replicated
+            sizes.append(where(count > 0, own_dense + own_expert, 0.0))
             if segment.recomputable:
-                layers += count * sum(own)
+                layers += count * (own_dense + own_expert)
                 layer_sizes.append(sizes[-1])
     return HeldParameters(dense=dense, expert=expert, replicated=replicated, largest_segment=largest(sizes),
                           layers=layers, largest_layer=largest(layer_sizes))  # fmt: skip
 
 
-def _sum(weights: list[Weight], sharing: str) -> Number:
-    return sum(weight.elements for weight in weights if weight.sharing == sharing)
+def _segment_parameters(segment: Segment) -> tuple[Number, Number, Number]:
+    """Dense and expert parameters of a segment, and the dense ones that every tp rank holds whole."""
+    sums: dict[str, Number] = {"dense": 0, "expert": 0}
+    replicated: Number = 0
+    for operation in segment.operations:
+        for weight in operation.weights:
+            sums[weight.sharing] = sums[weight.sharing] + weight.elements
+            if weight.sequence_replicated:
+                replicated = replicated + weight.elements
+    return sums["dense"], sums["expert"], replicated
 
 
 def parameter_bytes(run: Run) -> float:
