@@ -13,7 +13,8 @@ COMMANDS = {
     "plan": "The best strategy of the whole legal space, proven.",
     "compare": "Two estimates side by side.",
     "explain": "What one change of hardware or strategy would buy.",
-    "export": "A strategy as a training framework's own settings.",
+    "export": "A strategy as a training framework's own settings, or a model as config.json.",
+    "import": "A framework's settings as a strategy, or config.json as a model.",
     "count": "Parameters and FLOPs of a model.",
     "catalog": "List, show and check the models, clusters and frameworks.",
     "network": "Collectives by size and algorithm, and what each axis crosses.",
@@ -42,7 +43,8 @@ class LazyGroup(click.Group):
         del ctx
         if cmd_name not in COMMANDS:
             return None
-        module = import_module(f"simulator.cli.{cmd_name}")
+        # `import` is a word of Python's own, so its module is called otherwise.
+        module = import_module(f"simulator.cli.{'importing' if cmd_name == 'import' else cmd_name}")
         command: click.Command = module.command
         return command
 

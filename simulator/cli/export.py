@@ -1,26 +1,46 @@
-"""shardwise export: a strategy as a training framework's own settings."""
+"""shardwise export: a strategy as a training framework's own settings, a model as Hugging Face's config.json."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import click
 
 from simulator.cli.options import case_of, case_options
 
-FORMATS = ("megatron", "deepspeed")
+_FORMATS = {
+    "megatron": "Megatron-LM's command-line flags.",
+    "megatron-bridge": "Megatron-Bridge's (NeMo's) YAML configuration.",
+    "torchtitan": "torchtitan's TOML job configuration.",
+    "deepspeed": "DeepSpeed's JSON configuration.",
+}
 
 
-@click.command("export")
-@click.argument("form", metavar="FORMAT", type=click.Choice(FORMATS))
-@case_options
-def command(form: str, **options: Any) -> None:
-    """Write a strategy as FORMAT (megatron, deepspeed), its version in the first line."""
-    from simulator.io import deepspeed, megatron
-    from simulator.parallel.legal import check
+@click.group("export")
+def command() -> None:
+    """Write a strategy as a framework's settings, or a model as config.json; the version stands in the first line.
 
-    case = case_of(options)
-    check(case.model, case.cluster, case.run, case.strategy)
-    dump = {"megatron": megatron.dump, "deepspeed": deepspeed.dump}[form]
-    click.echo(dump(case.strategy, replace(case.run, seq_len=case.run.seq_len or case.model.seq_len)), nl=False)
+    \b
+    Example:
+      shardwise export megatron gpt3-175b dgx-a100 --nodes 128 --tp 8 --pp 8 --global-batch 1536 > flags.txt
+    """
+
+
+def _writer(form: str, words: str) -> click.Command:
+    @click.command(form, help=f"Write a strategy as {words}")
+    @case_options
+    def writer(**options: Any) -> None:
+        from simulator.io.formats import dump_as
+        from simulator.io.imported import exportable
+        from simulator.parallel.legal import check
+
+        case = case_of(options)
+        check(case.model, case.cluster, case.run, case.strategy)
+        run, strategy = exportable(case.model, case.run, case.strategy, case.framework)
+        click.echo(dump_as(form, strategy, run, case.model), nl=False)
+
+    return writer
+
+
+for _form, _words in _FORMATS.items():
+    command.add_command(_writer(_form, _words))

@@ -2,143 +2,105 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Any
 
-from simulator.errors import Complaints, did_you_mean
-from simulator.plan.menus import PP_INSIDE_DP
+from simulator.io import mcore
+from simulator.io.imported import Imported
+from simulator.io.said import Said, said_in_flags
+from simulator.spec.model import ModelSpec
 from simulator.spec.run import Run
-from simulator.spec.strategy import AXES, Strategy
+from simulator.spec.strategy import Strategy
 
 VERSION = "Megatron-LM @ d98e8a6"
-SHARDING = {1: "optim", 2: "optim_grads", 3: "optim_grads_params"}
-_DEGREES = {
-    "tensor-model-parallel-size": "tp", "pipeline-model-parallel-size": "pp", "context-parallel-size": "cp",
-    "expert-model-parallel-size": "ep", "expert-tensor-parallel-size": "etp", "micro-batch-size": "micro_batch",
-    "num-virtual-stages-per-pipeline-rank": "vp", "recompute-num-layers": "recompute_layers",
-    "microbatch-group-size-per-virtual-pipeline-stage": "group_size",
-}  # fmt: skip
 WRITTEN = ("fp32", "fp16", "bf16")
 """Precisions that this export writes."""
-_RUN = {"global-batch-size": "global_batch", "seq-length": "seq_len"}
-_CONTEXT = {"ring": "p2p", "all-gather": "all_gather", "ulysses": "a2a"}
-_KINDS = {word: kind for kind, word in _CONTEXT.items()}
-_PLAIN = {"sequence-parallel", "use-distributed-optimizer", "overlap-grad-reduce", "overlap-param-gather",
-          "use-tp-pp-dp-mapping", "use-megatron-fsdp", "bf16", "fp16"}  # fmt: skip
+_SPELT = {
+    "virtual_pipeline_model_parallel_size": "num-virtual-stages-per-pipeline-rank",
+    "microbatch_group_size_per_vp_stage": "microbatch-group-size-per-virtual-pipeline-stage",
+    "num_layers_in_first_pipeline_stage": "decoder-first-pipeline-num-layers",
+    "num_layers_in_last_pipeline_stage": "decoder-last-pipeline-num-layers",
+    "num_moe_experts": "num-experts",
+}
+"""Flags that are not their field's name with dashes."""
+_LAYERS_PER_VP = "num-layers-per-virtual-pipeline-stage"
+_MODEL = {
+    "num-layers", "num-experts", "hidden-size", "ffn-hidden-size", "num-attention-heads", "group-query-attention",
+    "num-query-groups", "kv-channels", "max-position-embeddings", "position-embedding-type", "swiglu", "squared-relu",
+    "disable-bias-linear", "add-qkv-bias", "untie-embeddings-and-output-weights", "normalization", "vocab-size",
+    "make-vocab-size-divisible-by", "multi-latent-attention", "q-lora-rank", "kv-lora-rank", "qk-head-dim",
+    "qk-pos-emb-head-dim", "v-head-dim", "qk-layernorm", "moe-router-topk", "moe-ffn-hidden-size", "moe-layer-freq",
+    "moe-shared-expert-intermediate-size", "mtp-num-layers", "rotary-base", "rotary-percent", "window-size",
+}  # fmt: skip
+"""Flags that describe the model, which a strategy does not."""
 
 
-def dump(strategy: Strategy, run: Run) -> str:
+class _Flags(dict[str, str]):
+    """Every field name's flag: its name with dashes where it is not spelt another way."""
+
+    def __missing__(self, name: str) -> str:
+        return name.replace("_", "-")
+
+
+KEYS = _Flags(_SPELT)
+
+
+def dump(strategy: Strategy, run: Run, model: ModelSpec) -> str:
     """The flags of a strategy, one a line, after a line that names the version.
 
-    Raises InputError for what Megatron-LM does not run, with every reason.
+    Raises InputError for what Megatron-LM does not run or this export does not say, with every reason.
     """
-    _check(strategy, run)
+    mcore.check(strategy, run, target="Megatron-LM", precisions=WRITTEN)
     lines = [f"# {VERSION}"]
-    for flag, name in _DEGREES.items():
-        value = getattr(strategy, name)
-        if value > 1 or name in ("tp", "pp", "micro_batch"):
-            lines.append(f"--{flag} {value}")
-    lines += [f"--global-batch-size {run.global_batch}", f"--seq-length {run.seq_len}"]
-    lines += ["--bf16" if run.precision != "fp16" else "--fp16"] if run.precision != "fp32" else []
-    lines += ["--sequence-parallel"] if strategy.sequence_parallel and strategy.tp > 1 else []
-    lines += [f"--cp-comm-type {_CONTEXT[strategy.context_kind]}"] if strategy.cp > 1 else []
-    lines += ["--use-tp-pp-dp-mapping"] if strategy.order == PP_INSIDE_DP else []
-    if strategy.zero:
-        lines.append("--use-distributed-optimizer")
-    if strategy.zero >= 2:
-        lines += ["--use-megatron-fsdp", f"--data-parallel-sharding-strategy {SHARDING[strategy.zero]}"]
-    lines += ["--overlap-grad-reduce"] if strategy.overlap_grad_reduce else []
-    lines += ["--overlap-param-gather"] if strategy.overlap_param_gather else []
-    if strategy.recompute == "full":
-        method = "block" if strategy.recompute_layers else "uniform"
-        lines += ["--recompute-granularity full", f"--recompute-method {method}"]
-        lines += [] if strategy.recompute_layers else ["--recompute-num-layers 1"]
-    elif strategy.recompute != "none":
-        modules = strategy.recompute_modules or ("core_attn",)
-        lines += ["--recompute-granularity selective", f"--recompute-modules {' '.join(modules)}"]
+    for name, value in mcore.settings_of(strategy, run, model).items():
+        words = [str(item) for item in value] if isinstance(value, list) else [str(value)]
+        if name == "pipeline_model_parallel_layout":
+            words = [f"'{value}'"]  # A shell takes the stage bars for pipes.
+        lines.append(" ".join([f"--{KEYS[name]}", *([] if value is True else words)]))
+    lines += [f"--{run.precision}"] if run.precision != "fp32" else []
+    if run.attention:
+        lines.append(f"--attention-backend {'flash' if run.attention == 'fused' else 'unfused'}")
     return "\n".join(lines) + "\n"
 
 
-def _check(strategy: Strategy, run: Run) -> None:
-    broken = Complaints()
-    broken.require(strategy.schedule in ("1f1b", "interleaved"), f"Megatron-LM runs 1f1b and interleaved, not "
-                   f"{strategy.schedule}.", where="schedule")  # fmt: skip
-    broken.require(strategy.order in (AXES, PP_INSIDE_DP), f"Megatron-LM places ranks tp-cp-ep-dp-pp or "
-                   f"tp-cp-ep-pp-dp, not {'-'.join(strategy.order)}.", where="order")  # fmt: skip
-    broken.require(not strategy.layers_per_stage, "an uneven split by hand is not written: Megatron-LM takes it as a "
-                   "layout of named layers.", where="layers_per_stage")  # fmt: skip
-    broken.require(not strategy.shard_group, "Megatron-LM's flags here have no shard group.", where="shard_group")
-    broken.require(run.precision in WRITTEN, f"{run.precision} is not written: its recipe and format are flags that "
-                   f"a strategy does not choose. Choose from {', '.join(WRITTEN)}.", where="precision")  # fmt: skip
-    broken.require(run.seq_len > 0, "the sequence length is not said.", where="seq_len")
-    broken.raise_if_any()
+def load(text: str, *, path: str = "flags", devices: int, layers: int = 0) -> Imported:
+    """The strategy and the run that some flags say, on a number of devices; `layers` where --num-layers is not said.
 
-
-def load(text: str, *, devices: int) -> tuple[Strategy, dict[str, Any]]:
-    """The strategy and the run's settings that some flags say, on a number of devices.
-
-    Raises InputError with every flag that is unknown or has no whole number where one belongs.
+    Raises InputError with every flag that cannot be read, contradicts another or changes the cost unread.
     """
-    broken = Complaints()
-    words = shlex.split(text, comments=True)
-    said: dict[str, list[str]] = {}
-    for word in words:
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            said[name] = [value] if equals else []
-        elif said:
-            said[next(reversed(said))].append(word)
-        else:
-            broken.add(f"{word!r} stands before the first flag.")
-    known = {*_DEGREES, *_RUN, *_PLAIN, "cp-comm-type", "data-parallel-sharding-strategy", "recompute-granularity",
-             "recompute-method", "recompute-modules"}  # fmt: skip
-    for name in said:
-        broken.require(name in known, f"--{name} is not read here.", hint=did_you_mean(name, known))
-    fields, run = (_numbers(broken, said, names) for names in (_DEGREES, _RUN))
-    broken.raise_if_any()
-    fields |= _options(said)
-    if "precision" not in run and ("bf16" in said or "fp16" in said):
-        run["precision"] = "bf16" if "bf16" in said else "fp16"
-    taken = fields.get("tp", 1) * fields.get("pp", 1) * fields.get("cp", 1)
-    broken.require(devices % taken == 0, f"tp * pp * cp = {taken} does not divide {devices} devices.", where="devices")
-    broken.raise_if_any()
-    return Strategy(dp=devices // taken, **fields), run
+    said = said_in_flags(text, path)
+    strategy = mcore.strategy_of(said, KEYS, devices=devices, layers=layers, vp=_virtual_stages(said, layers))
+    run = mcore.run_of(said, KEYS, "megatron-core") | _run(said)
+    costly = {name.replace("_", "-"): reason for name, reason in mcore.COSTLY.items()}
+    described = sorted(_MODEL & said.entries.keys())
+    notes = said.finish(costly, silent=lambda key: key in _MODEL)
+    if described:
+        notes.insert(0, f"describe the model, which MODEL names: {', '.join(described)}.")
+    return Imported(strategy=strategy, run=run, notes=tuple(notes))
 
 
-def _numbers(broken: Complaints, said: dict[str, list[str]], names: dict[str, str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for flag, name in names.items():
-        values = said.get(flag)
-        if values is None:
-            continue
-        if len(values) == 1 and values[0].isdecimal():
-            found[name] = int(values[0])
-        else:
-            broken.add(f"--{flag} needs one whole number, not {' '.join(values)!r}.")
-    return found
+def _virtual_stages(said: Said, layers: int) -> int:
+    """Virtual stages by the number of layers in each; 0 where the flags do not say it so."""
+    layers = said.count(KEYS["num_layers"], layers)
+    per_stage, pp = said.count(_LAYERS_PER_VP, 0), said.count(KEYS["pipeline_model_parallel_size"], 1)
+    if not per_stage:
+        return 0
+    vp, rest = divmod(layers, pp * per_stage)
+    if rest or not vp:
+        said.bad(_LAYERS_PER_VP, f"{layers or 'unknown'} layers are no multiple of pp({pp}) * {per_stage}.",
+                 "" if layers else "--layers says the model's layers.")  # fmt: skip
+    if KEYS["virtual_pipeline_model_parallel_size"] in said.entries:
+        said.bad(_LAYERS_PER_VP, f"{KEYS['virtual_pipeline_model_parallel_size']} is said too.", "Keep one.")
+    return vp
 
 
-def _options(said: dict[str, list[str]]) -> dict[str, Any]:
-    alone = said.get("tensor-model-parallel-size", ["1"])[0] == "1"
-    fields: dict[str, Any] = {"sequence_parallel": "sequence-parallel" in said or alone}
-    if "cp-comm-type" in said:
-        fields["context_kind"] = _KINDS[said["cp-comm-type"][0]]
-    if "use-tp-pp-dp-mapping" in said:
-        fields["order"] = PP_INSIDE_DP
-    kind = said.get("data-parallel-sharding-strategy", ["optim" if "use-distributed-optimizer" in said else ""])[0]
-    fields["zero"] = {word: stage for stage, word in SHARDING.items()}.get(kind, 0)
-    for flag in ("overlap-grad-reduce", "overlap-param-gather"):
-        if flag in said:
-            fields[flag.replace("-", "_")] = True
-    if int(said.get("num-virtual-stages-per-pipeline-rank", ["1"])[0]) > 1:
-        fields["schedule"] = "interleaved"
-    grain = said.get("recompute-granularity", ["none"])[0]
-    modules = tuple(said.get("recompute-modules", ()))
-    if grain == "full":
-        fields["recompute"] = "full"
-        if said.get("recompute-method", [""])[0] == "uniform":
-            fields["recompute_layers"] = 0
-    elif grain == "selective":
-        plain = modules in ((), ("core_attn",))
-        fields |= {"recompute": "selective"} if plain else {"recompute": "modules", "recompute_modules": modules}
-    return fields
+def _run(said: Said) -> dict[str, Any]:
+    """Precision and attention by Megatron-LM's own flags; without one it trains in fp32."""
+    plain = {"bf16": said.truth("bf16"), "fp16": said.truth("fp16")}
+    if all(plain.values()):
+        said.bad("fp16", "contradicts bf16.")
+    precision = mcore.fp8_precision(said, "fp8-format", "fp8-recipe", "fp4-format")
+    found: dict[str, Any] = {"precision": precision or next((name for name, on in plain.items() if on), "fp32")}
+    fused = said.truth("use-flash-attn")
+    backends = {"flash": "fused", "fused": "fused", "auto": "", "unfused": "unfused", "local": "unfused"}
+    kind = said.choice("attention-backend", backends, "fused" if fused else "")
+    return found | ({"attention": kind} if kind else {})
