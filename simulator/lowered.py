@@ -106,7 +106,7 @@ def _ends(program: Program, costs: Sequence[StageCost], order: Order, setting: S
 
 def rank_slots(order: Order, rank: int) -> list[int]:
     """Slots that a rank holds."""
-    return [slot for slot, holder in enumerate(order.slot_rank.tolist()) if holder == rank]
+    return list(order.rank_slots[rank])
 
 
 def rank_stages(order: Order, rank: int) -> list[int]:

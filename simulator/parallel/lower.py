@@ -5,7 +5,6 @@ FLOPs, memory, traffic and time are all read off this program.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,10 +197,12 @@ def _cut(units: list[tuple[Segment, bool]], split: tuple[int, ...]) -> list[list
 
 
 def _runs(held: list[Segment]) -> tuple[tuple[Segment, int], ...]:
-    counts = Counter(id(segment) for segment in held)
+    counts: dict[int, int] = {}
     seen: dict[int, Segment] = {}
     for segment in held:
-        seen.setdefault(id(segment), segment)
+        key = id(segment)
+        counts[key] = counts.get(key, 0) + 1
+        seen[key] = segment
     return tuple((segment, counts[key]) for key, segment in seen.items())
 
 

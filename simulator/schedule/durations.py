@@ -32,11 +32,20 @@ def durations_of(costs: Sequence[StageCost], setting: Setting) -> Durations:
         launched = sum(p.experts_kernels if software.cuda_graphs else p.kernels for p in phases)
         return launch_s * float(launched)
 
+    # Stages of one kind share one cost.
+    kinds = {id(cost): cost for cost in costs}
+    row = {key: index for index, key in enumerate(kinds)}
+    which = [row[id(cost)] for cost in costs]
     device = np.array([
         [float(c.forward.total_s), float(c.input_grad.total_s + c.recompute.total_s), float(c.weight_grad.total_s)]
-        for c in costs
-    ])  # fmt: skip
-    host = np.array([[host_s(c.forward), host_s(c.input_grad, c.recompute), host_s(c.weight_grad)] for c in costs])
+        for c in kinds.values()
+    ])[which]  # fmt: skip
+    host = np.array([
+        [host_s(c.forward), host_s(c.input_grad, c.recompute), host_s(c.weight_grad)] for c in kinds.values()
+    ])[which]  # fmt: skip
+    inside = np.array([
+        [_communication_s(c.forward.parts), _communication_s(c.input_grad.parts)] for c in kinds.values()
+    ])[which]  # fmt: skip
     if (host <= device).all():
         # Where every task is longer than its launches the host always runs ahead, and need not be simulated.
         host = np.zeros_like(host)
@@ -48,8 +57,8 @@ def durations_of(costs: Sequence[StageCost], setting: Setting) -> Durations:
         host_waits=sends_block(setting.strategy.schedule, software),
         input_grad_host_s=host[:, 1],
         weight_grad_host_s=host[:, 2],
-        forward_comm_s=[_communication_s(c.forward.parts) for c in costs],
-        backward_comm_s=[_communication_s(c.input_grad.parts) for c in costs],
+        forward_comm_s=inside[:, 0],
+        backward_comm_s=inside[:, 1],
     )
 
 

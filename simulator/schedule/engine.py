@@ -113,7 +113,6 @@ def simulate(
         graph, work, order.pp, [0.0, *release[order.model_stage].tolist()], repeats=extra_s is None
     )
     starts = times.start if launches.size else times.end - duration
-    alone = costs.duration[order.table_index]
     end = times.end[graph.task_node]
     return Timeline(
         order=order,
@@ -121,9 +120,9 @@ def simulate(
         end_s=end,
         send_start_s=times.sent[graph.send_node],
         arrival_s=times.arrived[graph.send_node],
-        sends=graph.send_index[graph.send_node] > 0,
-        task_s=alone,
-        compute_s=alone - _communication_s(order, durations),
+        sends=graph.sends,
+        task_s=costs.duration[order.table_index],
+        compute_s=(costs.duration[: 4 * order.stages] - _communication_s(order, durations))[order.table_index],
         second=graph.second,
         launch_end_s=times.launched[graph.task_node] if launches.size else none,
         launch_s=launches[graph.task_node] if launches.size else none,
@@ -131,12 +130,11 @@ def simulate(
 
 
 def _communication_s(order: Order, durations: Durations) -> Floats:
-    """Seconds of each task that are communication."""
+    """Seconds of communication in a table of [F of each stage, B, W, BW]."""
     stages = order.stages
     out = per_stage(durations.forward_comm_s, stages, "forward_comm_s")
     back = per_stage(durations.backward_comm_s, stages, "backward_comm_s")
-    inside: Floats = np.concatenate([out, back, np.zeros(stages), back])[order.table_index]
-    return inside
+    return np.concatenate([out, back, np.zeros(stages), back])
 
 
 def _after_previous(order: Order, graph: Program, start: Floats, end: Floats) -> Floats:

@@ -76,6 +76,11 @@ class Order:
         return self.kind.astype(np.intp) * self.stages + self.stage
 
     @cached_property
+    def rank_slots(self) -> tuple[tuple[int, ...], ...]:
+        """Slots that each rank holds, in their own sequence."""
+        return tuple(tuple(np.flatnonzero(self.slot_rank == rank).tolist()) for rank in range(self.pp))
+
+    @cached_property
     def splits_backward(self) -> bool:
         """Whether input and weight gradients are separate tasks anywhere."""
         return bool((self.kind == WEIGHT_GRAD).any())

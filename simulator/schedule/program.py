@@ -18,6 +18,7 @@ from simulator.errors import InputError, ShardwiseError
 from simulator.schedule.order import FORWARD, KINDS, WEIGHT_GRAD, Ints, Order, action_name
 from simulator.schedule.steady import LEAST_NODES, Zone, steady_zones
 
+Places = npt.NDArray[np.intp]
 _PROGRAMS: WeakKeyDictionary[Order, Program] = WeakKeyDictionary()
 
 
@@ -35,20 +36,22 @@ class Program:
 
     rank: list[int]
     after: list[int]
-    duration_index: Ints
+    duration_index: Places
     """Into [F of each stage, B, W, BW, zero, pairs]."""
-    send_index: Ints
+    send_index: Places
     """Into [none, forward from each stage, backward from each stage]."""
     task: Ints
     """Task that a node runs or waits for."""
-    task_node: Ints
+    task_node: Places
     """Node in which each task runs."""
-    send_node: Ints
+    send_node: Places
     """Node after which each task's output leaves."""
     pairs: npt.NDArray[np.int32]
     """(forward stage, backward stage, backward kind) of each kind of paired task."""
     second: npt.NDArray[np.bool_]
     """True for the second task of a pair, whose time the first already holds."""
+    sends: npt.NDArray[np.bool_]
+    """By task: whether its output leaves its rank."""
     zones: tuple[Zone, ...]
     """Nodes that repeat the nodes before them."""
 
@@ -102,13 +105,14 @@ def _build(order: Order) -> Program:
     return Program(
         rank=rank.tolist(),
         after=arrival.tolist(),
-        duration_index=duration_index,
-        send_index=send_index,
+        duration_index=duration_index.astype(np.intp),
+        send_index=send_index.astype(np.intp),
         task=task[sequence],
-        task_node=place[running],
-        send_node=place[last],
+        task_node=place[running].astype(np.intp),
+        send_node=place[last].astype(np.intp),
         pairs=pairs,
         second=second,
+        sends=send_index[place[last]] > 0,
         zones=_zones(order, rank, arrival, duration_index, send_index),
     )
 
