@@ -1,25 +1,71 @@
-"""A plan with its proof in process: GPT-3 175B on 512 DGX A100 nodes, the whole space."""
+"""Plans with their proofs in process, whole spaces: GPT-3 175B on 512 DGX A100 nodes, DeepSeek-V3 on 256 HGX H800
+nodes; and how many strategies a core scores per second (memory and bound) when none is left out.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 from benchmarks.benchmark import Benchmark
 
 
-def _plan() -> Callable[[], None]:
+def _question(model: str, cluster: str, nodes: int, **run: Any) -> Any:
     from simulator import catalog
-    from simulator.plan.planner import plan
+    from simulator.plan.score import Question
     from simulator.spec.run import Run
 
-    model = catalog.load_model("gpt3-175b")
-    cluster = catalog.load_cluster("dgx-a100", nodes=512)
-    run = Run(global_batch=1536, seq_len=2048)
+    asked = Run(**run)
+    return Question(model=catalog.load_model(model), cluster=catalog.load_cluster(cluster, nodes=nodes), run=asked,
+                    framework=catalog.load_framework(asked.framework))  # fmt: skip
+
+
+def _gpt3() -> Any:
+    return _question("gpt3-175b", "dgx-a100", 512, global_batch=1536, seq_len=2048)
+
+
+def _deepseek() -> Any:
+    return _question("deepseek-v3", "hgx-h800", 256, global_batch=15360, seq_len=4096, precision="fp8")
+
+
+def _plan(asked: Callable[[], Any]) -> Callable[[], Callable[[], None]]:
+    def prepare() -> Callable[[], None]:
+        from simulator.plan.planner import plan
+
+        question = asked()
+
+        def call() -> None:
+            plan(question.model, question.cluster, question.run, limit=1)
+
+        return call
+
+    return prepare
+
+
+def _score() -> Callable[[], None]:
+    from simulator.plan.limits import Limits
+    from simulator.plan.score import Sieve
+    from simulator.plan.space import build_space
+
+    question = _gpt3()
+    space = build_space(question.model, question.cluster, question.run, question.framework, Limits())
 
     def call() -> None:
-        plan(model, cluster, run, limit=1)
+        scored = 0
+        for layout, orders in Sieve(space, question, math.inf).layouts():
+            scored += sum(len(scores.positions) for scores in layout.scores(orders, lambda: math.inf))
+        assert scored == space.legal == SCORED
 
     return call
 
 
-BENCHMARKS = [Benchmark(name="plan gpt3-175b on 4,096 devices", prepare=_plan, target_s=2.0)]
+SCORED = 461_088
+"""Legal strategies of GPT-3 175B on 4,096 A100."""
+
+BENCHMARKS = [
+    Benchmark(name="plan gpt3-175b on 4,096 devices", prepare=_plan(_gpt3), target_s=2.0),
+    Benchmark(name="plan deepseek-v3 on 2,048 devices", prepare=_plan(_deepseek), target_s=10.0, calls=1),
+    Benchmark(name="score gpt3-175b on 4,096 devices", prepare=_score, target_s=SCORED / 200_000, work=SCORED,
+              unit="strategies", calls=1),
+]  # fmt: skip

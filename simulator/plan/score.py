@@ -15,17 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.arch.layer import Segment
-from simulator.cluster.placement import Group
 from simulator.parallel.lower import Pieces, boundary_bytes, pieces_of, tied_copy
 from simulator.parallel.memory import SegmentMemory, memories_of
 from simulator.parallel.recompute import policy_of
 from simulator.parallel.setting import groups_of
-from simulator.parallel.timing import SegmentTime, segment_times_by_policy
+from simulator.parallel.timing import segment_times_by_policy
 from simulator.plan.block import Block, compact
 from simulator.plan.bounds import PAIRED
 from simulator.plan.dealing import Dealing, dealing, mapping_of
+from simulator.plan.floors import PLACED, Floors, counted, fits, place_keys, state_floor_bytes, whole_s
 from simulator.plan.space import Space
-from simulator.plan.table import Columns, strategy_of
+from simulator.plan.table import Columns, distinct, strategy_of
 from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
 from simulator.spec.run import Framework, Run
@@ -61,25 +61,22 @@ class Scores:
 class Layout:
     """Rows that share the way sequences are split and the places of their tensor, context and expert groups."""
 
-    def __init__(
-        self, space: Space, question: Question, split: Mapping[str, Any], rows: Ints, *, timed: bool = True
-    ) -> None:
+    def __init__(self, space: Space, question: Question, split: Mapping[str, Any], rows: Ints) -> None:
         self.space, self.question, self.rows = space, question, rows
         self.split = dict(split)
         self.chosen = {**split, **space.carried}
         self.columns: Columns = space.columns(rows)
         groups = groups_of(question.cluster, strategy_of(self.columns, self.chosen))
-        first, self.place = _distinct(self.columns, groups)
+        degrees = [self.columns[name] for name in ("tp", "cp", "ep", "etp", "micro_batch")]
+        first, self.place = distinct([*degrees, *place_keys(groups, PLACED)])
         unique = {name: column[first] for name, column in self.columns.items()}
-        degrees = strategy_of(unique, self.chosen)
-        self.pieces = pieces_of(question.model, question.run, degrees, question.framework)
+        self.pieces = pieces_of(question.model, question.run, strategy_of(unique, self.chosen), question.framework)
         self.segments = _all_segments(self.pieces)
         self.recompute = tuple(space.options["recompute"])
         self.dealt: dict[str, tuple[Dealing, Ints]] = {}
         edge = boundary_bytes(question.model, self.pieces.shards, self.pieces.kernels, (1, self.pieces.layers))[0]
         self.boundary_bytes = np.broadcast_to(np.asarray(edge, np.float64), (len(first),))
-        if timed:
-            self._time(unique)
+        self._time(unique)
 
     def _time(self, unique: Columns) -> None:
         question, degrees = self.question, strategy_of(unique, self.chosen)
@@ -95,38 +92,14 @@ class Layout:
         }
         self.least_s = self._least_s(len(unique["tp"]))
 
-    def holdable(self, limit_bytes: float) -> Mask:
-        """Rows whose weights, gradients and optimizer fit under some ZeRO stage, whatever else they choose."""
-        result = np.ones(len(self.rows), np.bool_)
-        if any(mapping_of(schedule) != "looped" for schedule in self.space.options["schedule"]):
-            return result
-        for start in range(0, len(self.rows), _BLOCK):
-            part = np.arange(start, min(start + _BLOCK, len(self.rows)))
-            block = Block(self, "looped", part)
-            base = self.rows[part] % self.space.bases
-            least = np.min([np.where(offered[base], block.least_bytes(zero), np.inf)
-                            for zero, offered in self.space.options["zero"].items()], axis=0)  # fmt: skip
-            result[part] = least <= limit_bytes
-        return result
-
-    def choices(self, orders: Mapping[tuple[str, ...], Mask]) -> int:
-        """How many strategies the layout's rows stand for."""
-        base = self.rows % self.space.bases
-        count = np.sum(list(orders.values()), axis=0)
-        for name in ("recompute", "zero", "schedule"):
-            count = count * np.sum([mask[base] for mask in self.space.options[name].values()], axis=0)
-        return int(count.sum())
-
-    def _least_s(self, distinct: int) -> Floats:
+    def _least_s(self, distinct_rows: int) -> Floats:
         """Seconds of each row if its work were spread evenly over all ranks, with the least recomputation."""
-        counts = {segment.name: 0 for segment in self.segments.values()}
-        for segment in [self.pieces.opening, *(unit for unit, _ in self.pieces.units), *self.pieces.closing]:
-            counts[segment.name] += 1
         talk = not any(schedule in PAIRED for schedule in self.space.options["schedule"])
         whole = [
-            sum((counts[name] * _whole_s(time, talk=talk) for name, time in times.items()), start=np.zeros(distinct))
+            sum((count * whole_s(times[segment.name], talk=talk) for segment, count in counted(self.pieces)),
+                start=np.zeros(distinct_rows))
             for times in self.times.values()
-        ]
+        ]  # fmt: skip
         least: Floats = np.min(whole, axis=0)
         micro_batches = self.question.run.global_batch // (self.columns["dp"] * self.columns["micro_batch"])
         return least[self.place] * micro_batches / self.columns["pp"]
@@ -179,8 +152,8 @@ class Layout:
                         continue
                     memory = block.memory_bytes(recompute, zero, schedule)[taken]
                     bound = block.coarse_s(recompute, zero, schedule)[taken]
-                    for order, counted in orders.items():
-                        kept = counted[part[taken]]
+                    for order, mine in orders.items():
+                        kept = mine[part[taken]]
                         chosen = {**self.split, "order": order, "recompute": recompute, "zero": zero,
                                   "schedule": schedule}  # fmt: skip
                         yield Scores(chosen=chosen, positions=part[taken[kept]], bound_s=bound[kept],
@@ -193,31 +166,81 @@ class Layout:
         return np.concatenate([Block(self, mapping, part, order=chosen["order"]).fine_s(chosen) for part in parts])
 
 
-def layouts(
-    space: Space, question: Question, rows: Ints, limit_bytes: float
-) -> Iterator[tuple[Layout | None, dict[tuple[str, ...], Mask], int]]:
-    """The layouts of some rows, with the rows of each placement and how many strategies cannot even hold their state.
+class Sieve:
+    """Rows whose states a device can hold, and the layouts of those that may still win."""
 
-    Placements that leave tensor, context and expert groups where they are share a layout.
-    """
-    for split, mask in space.combinations(("sequence_parallel", "context_kind")):
-        own = rows[mask[rows % space.bases]]
-        orders = {order: allowed[own % space.bases] for order, allowed in space.options["order"].items()}
+    def __init__(self, space: Space, question: Question, limit_bytes: float) -> None:
+        self.space, self.question, self.limit_bytes = space, question, limit_bytes
+        rows = space.rows()
+        columns = space.columns(rows)
+        base = rows % space.bases
+        zeros = {zero: offered[base] for zero, offered in space.options["zero"].items()}
+        self.state_bytes = state_floor_bytes(question, columns, zeros)
+        kept = fits(self.state_bytes, 0.0, question, limit_bytes)
+        self.refused = int(space.choices()[base[~kept]].sum())
+        """Strategies of rows that cannot hold their state."""
+        self.rows, self.state_bytes = rows[kept], self.state_bytes[kept]
+
+    def layouts(self, ceiling_s: Callable[[], float] | None = None) -> Iterator[tuple[Layout, Orders]]:
+        """The layouts of the rows, with the rows of each placement.
+
+        Placements that leave tensor, context and expert groups where they are share a layout. With a ceiling, rows
+        come in portions, least work first, and those that cannot be below it are left out.
+        """
+        base = self.rows % self.space.bases
+        splits = list(self.space.combinations(("sequence_parallel", "context_kind")))
+        for orders in self._shared_orders(base):
+            first = next(iter(orders))
+            own = np.flatnonzero(orders[first])
+            floors = None
+            for split, mask in splits:
+                among = np.flatnonzero(mask[base[own]])
+                if not among.size:
+                    continue
+                if ceiling_s is not None and floors is None:
+                    columns = self.space.columns(self.rows[own])
+                    floors = Floors(self.space, self.question, columns, first)
+                chosen = {**split, "order": first}
+                parts = [among] if ceiling_s is None or floors is None else self._portions(
+                    floors, chosen, own, among, ceiling_s
+                )
+                for part in parts:
+                    some = own[part]
+                    counted_rows = {order: mine[some] for order, mine in orders.items()}
+                    yield Layout(self.space, self.question, chosen, self.rows[some]), counted_rows
+
+    def _portions(
+        self, floors: Floors, chosen: Mapping[str, Any], own: Ints, among: Ints, ceiling_s: Callable[[], float]
+    ) -> Iterator[Ints]:
+        """Rows in portions of growing size, least work first, until none can be below the ceiling."""
+        floor_s, working_bytes = floors.floors(chosen, among)
+        held = fits(self.state_bytes[own[among]], working_bytes, self.question, self.limit_bytes)
+        held &= floor_s < ceiling_s()
+        left = among[held][np.argsort(floor_s[held], kind="stable")]
+        sorted_s = np.sort(floor_s[held], kind="stable")
+        start, size = 0, _PORTION
+        while start < len(left):
+            stop = min(start + size, int(np.searchsorted(sorted_s, ceiling_s())))
+            if stop <= start:
+                return
+            yield left[start:stop]
+            start, size = stop, 4 * size
+
+    def _shared_orders(self, base: Ints) -> Iterator[Orders]:
+        """Placements that share a layout, with their rows."""
+        orders = {order: allowed[base] for order, allowed in self.space.options["order"].items()}
         while orders:
             first = next(iter(orders))
             among = orders[first]
-            shared = {order: counted for order, counted in orders.items() if not (counted & ~among).any()
-                      and _same_places(space, question, own[counted], first, order)}  # fmt: skip
-            orders = {order: counted for order, counted in orders.items() if order not in shared}
-            mine = own[among]
-            counted = {order: allowed[among] for order, allowed in shared.items()}
-            whole = {**split, "order": first}
-            if mine.size:
-                bare = Layout(space, question, whole, mine, timed=False)
-                kept = bare.holdable(limit_bytes)
-                refused = bare.choices({order: allowed & ~kept for order, allowed in counted.items()})
-                few = {order: allowed[kept] for order, allowed in counted.items()}
-                yield Layout(space, question, whole, mine[kept]) if kept.any() else None, few, refused
+            shared = {order: mine for order, mine in orders.items() if not (mine & ~among).any()
+                      and _same_places(self.space, self.question, self.rows[mine], first, order)}  # fmt: skip
+            orders = {order: mine for order, mine in orders.items() if order not in shared}
+            yield shared
+
+
+Orders = Mapping[tuple[str, ...], Mask]
+"""Placements with the rows that they count for."""
+_PORTION = 4096
 
 
 def _same_places(space: Space, question: Question, rows: Ints, one: tuple[str, ...], other: tuple[str, ...]) -> bool:
@@ -225,27 +248,11 @@ def _same_places(space: Space, question: Question, rows: Ints, one: tuple[str, .
     if one == other:
         return True
     columns = space.columns(rows)
-    first, second = (groups_of(question.cluster, strategy_of(columns, {"order": order})) for order in (one, other))
-    return all(
-        np.array_equal(getattr(first[axis], part), getattr(second[axis], part))
-        for axis in ("tp", "cp", "ep", "etp") for part in ("stride", "blocks", "block_stride")
-    )  # fmt: skip
-
-
-def _distinct(columns: Columns, groups: Mapping[str, Group]) -> tuple[Ints, Ints]:
-    """Rows whose segments differ: first of each, and each row's place among them."""
-    keys: list[Any] = [columns[name] for name in ("tp", "cp", "ep", "etp", "micro_batch")]
-    for axis in ("tp", "cp", "ep", "etp"):
-        keys += [groups[axis].stride, groups[axis].blocks, groups[axis].block_stride]
-    code = np.zeros(len(columns["tp"]), np.int64)
-    for key in keys:
-        values = np.asarray(key)
-        if values.ndim and (values != values[0]).any():
-            names, index = np.unique(values, return_inverse=True)
-            _, code = np.unique(code * len(names) + index.reshape(-1), return_inverse=True)
-            code = code.reshape(-1)
-    _, first, place = np.unique(code, return_index=True, return_inverse=True)
-    return first, place.reshape(-1)
+    first, second = (
+        place_keys(groups_of(question.cluster, strategy_of(columns, {"order": order})), PLACED)
+        for order in (one, other)
+    )
+    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def _all_segments(pieces: Pieces) -> dict[str, Segment]:
@@ -253,9 +260,3 @@ def _all_segments(pieces: Pieces) -> dict[str, Segment]:
     if pieces.tied:
         held.append(tied_copy(pieces.opening))
     return {segment.name: segment for segment in held}
-
-
-def _whole_s(time: SegmentTime, *, talk: bool) -> Any:
-    """All seconds of a segment, with communication where no schedule can hide it."""
-    phases = (time.forward, time.input_grad, time.weight_grad, time.recompute)
-    return sum(phase.total_s if talk else phase.parts["gemm"] for phase in phases)

@@ -20,7 +20,7 @@ from simulator.estimate import summarise
 from simulator.lowered import Costed, cost_step, run_costed
 from simulator.plan.bounds import least_step_time_s
 from simulator.plan.pool import Pool
-from simulator.plan.score import Question, layouts
+from simulator.plan.score import Question, Sieve
 from simulator.plan.space import Space
 from simulator.result import Estimate
 from simulator.spec.strategy import Strategy
@@ -36,14 +36,32 @@ class Objective:
     name: str
     key: Callable[[float, float], tuple[float, ...]]
     """(step time [s], peak memory [B]) to what is minimised."""
+    words: str
+    """What it asks for on a given number of devices."""
 
 
+def _step(step_s: float, _memory_bytes: float) -> tuple[float, ...]:
+    return (step_s,)
+
+
+def _memory(step_s: float, memory_bytes: float) -> tuple[float, ...]:
+    return (memory_bytes, step_s)
+
+
+_FOLLOWS = "with the devices given, the least step time"
 OBJECTIVES = {
-    "step_time": Objective(name="step_time", key=lambda step_s, _memory: (step_s,)),
-    "tokens_per_s": Objective(name="tokens_per_s", key=lambda step_s, _memory: (step_s,)),
-    "memory": Objective(name="memory", key=lambda step_s, memory: (memory, step_s)),
+    name: Objective(name=name, key=key, words=words)
+    for name, key, words in (
+        ("tokens_per_s", _step, f"most tokens per second: {_FOLLOWS}"),
+        ("step_time", _step, "least step time"),
+        ("tokens_per_s_per_device", _step, f"most tokens per second and device: {_FOLLOWS}"),
+        ("memory", _memory, "most memory left free, then the least step time"),
+        ("dollars", _step, f"fewest dollars: {_FOLLOWS}, but for what saving checkpoints costs"),
+    )
 }
-"""On a given number of devices tokens/s, dollars and days follow the step time."""
+"""What a plan may ask for on a given number of devices (dollars: see `plan/money.py`; how many devices: see
+`plan/scaling.py`).
+"""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -135,12 +153,10 @@ class _Search:
 
     def _score(self) -> None:
         limit_bytes = self.question.cluster.device.memory_bytes * (1.0 + SLACK)
-        rows = self.space.rows()
-        for layout, orders, refused in layouts(self.space, self.question, rows, limit_bytes):
-            self.unfit += refused
-            if layout is None:
-                continue
-            ceiling = self.ceiling_s if self.cuts else _no_ceiling
+        ceiling = self.ceiling_s if self.cuts else _no_ceiling
+        sieve = Sieve(self.space, self.question, limit_bytes)
+        self.unfit += sieve.refused
+        for layout, orders in sieve.layouts(ceiling if self.cuts else None):
             for number, scores in enumerate(layout.scores(orders, ceiling), start=1):
                 self.scored += len(scores.positions)
                 fits = scores.memory_bytes <= limit_bytes

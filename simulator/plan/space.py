@@ -62,6 +62,13 @@ class Space:
             fold * self.bases + np.flatnonzero(ranks % (ep * etp) == 0) for fold, (ep, etp) in enumerate(self.folds)
         ])  # fmt: skip
 
+    def choices(self) -> Ints:
+        """How many strategies each base stands for, under one fold."""
+        count = np.ones(self.bases, np.int64)
+        for allowed in self.options.values():
+            count *= np.sum(list(allowed.values()), axis=0)
+        return count
+
     def columns(self, rows: Ints) -> Columns:
         """The degrees of some rows."""
         base, fold = rows % self.bases, rows // self.bases

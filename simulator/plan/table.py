@@ -36,6 +36,41 @@ class _Columns:
     expert_dp = Strategy.expert_dp
 
 
+def distinct(keys: Sequence[Any]) -> tuple[Ints, Ints]:
+    """Rows that differ in some key (columns, or numbers equal for all): the first of each, and each row's place among
+    them.
+    """
+    columns = [np.asarray(key) for key in keys]
+    rows = max(len(column) for column in columns if column.ndim)
+    code, radix = np.zeros(rows, np.int64), 1
+    for column in columns:
+        if not column.ndim or not rows or (column == column[0]).all():
+            continue
+        index, count = _numbered(column)
+        if radix * count >= 2**62:
+            code, radix = _numbered(code)
+        code, radix = code * count + index, radix * count
+    place, count = _numbered(code)
+    first = np.empty(count, np.int64)
+    first[place[::-1]] = np.arange(rows - 1, -1, -1)
+    return first, place
+
+
+def _numbered(values: npt.NDArray[Any]) -> tuple[Ints, int]:
+    """Values as their places among the distinct ones, and how many those are."""
+    if values.dtype.kind in "iu" and values.size and values.min() >= 0 and values.max() < _TABLE:
+        known = np.zeros(int(values.max()) + 1, np.int64)
+        known[values] = 1
+        places = np.cumsum(known)
+        return (places - 1)[values], int(places[-1])
+    names, index = np.unique(values, return_inverse=True)
+    return index.reshape(-1), len(names)
+
+
+_TABLE = 1 << 22
+"""Largest value up to which a table of all values is quicker than a sort."""
+
+
 class Table:
     """Rows being narrowed; each row stands for as many strategies as the choices not yet made."""
 

@@ -12,9 +12,10 @@ import simulator as sim
 from simulator import catalog
 from simulator.errors import Infeasible, InputError
 from simulator.parallel.legal import check
+from simulator.plan.floors import Floors, fits, state_floor_bytes
 from simulator.plan.limits import Limits
 from simulator.plan.menus import PP_INSIDE_DP
-from simulator.plan.score import Question, layouts
+from simulator.plan.score import Question, Sieve
 from simulator.plan.space import build_space
 from simulator.schedule.make import check_sizes
 from simulator.spec.strategy import SCHEDULES, Strategy
@@ -31,6 +32,12 @@ def _cluster(device, devices):
     return replace(whole, devices_per_node=devices, tiers=(replace(whole.tiers[0], size=devices),))
 
 
+def _with_shared_expert(model):
+    (layer, count), *rest = model.stacks[0].runs
+    layer = replace(layer, experts=replace(layer.experts, shared_hidden=1024))
+    return replace(model, stacks=(replace(model.stacks[0], runs=((layer, count), *rest)),))
+
+
 def _case(kind, memory_bytes, devices, batch):
     models = {
         "gpt": gpt(1024, 8, 16, vocab=8192, seq_len=1024),
@@ -38,6 +45,7 @@ def _case(kind, memory_bytes, devices, batch):
         "deep": gpt(256, 12, 4, vocab=1024, seq_len=512),
         "mixture": mixture(512, 4, 8, experts=4, expert_hidden=1024),
         "wide": mixture(512, 6, 8, experts=8, expert_hidden=512),
+        "shared": _with_shared_expert(mixture(512, 6, 8, experts=8, expert_hidden=512)),
     }
     device = replace(a100(), memory_bytes=memory_bytes)
     return models[kind], _cluster(device, devices), sim.Run(global_batch=batch, seq_len=512)
@@ -102,7 +110,7 @@ def test_every_schedule_is_searched_to_its_optimum(kind) -> None:
     _check_bounds(model, cluster, run, space)
 
 
-@pytest.mark.parametrize("kind", ["gpt", "uneven", "deep", "wide"])
+@pytest.mark.parametrize("kind", ["gpt", "uneven", "deep", "wide", "shared"])
 def test_bounds_never_exceed_the_engine_and_memory_never_exceeds_the_estimate(kind) -> None:
     model, cluster, run = _case(kind, LARGE, 8, 16)
     space = build_space(model, cluster, run, catalog.load_framework(run.framework), Limits())
@@ -113,13 +121,21 @@ def _check_bounds(model, cluster, run, space) -> None:
     question = Question(model=model, cluster=cluster, run=run, framework=catalog.load_framework(run.framework))
     chance = random.Random(7)
     checked = 0
-    for layout, orders, _ in layouts(space, question, space.rows(), np.inf):
+    for layout, orders in Sieve(space, question, np.inf).layouts():
+        base = layout.rows % space.bases
+        zeros = {zero: offered[base] for zero, offered in space.options["zero"].items()}
+        state_bytes = state_floor_bytes(question, layout.columns, zeros)
+        floors = Floors(space, question, layout.columns, layout.chosen["order"])
+        floor_s, working_bytes = floors.floors(layout.chosen, np.arange(len(layout.rows)))
         for scores in layout.scores(orders, lambda: np.inf):
             for index in chance.sample(range(len(scores.positions)), min(2, len(scores.positions))):
                 position = scores.positions[index]
                 strategy = space.strategy(int(layout.rows[position]), scores.chosen)
                 answer = sim.estimate(model, cluster, run, strategy)
                 fine = layout.fine_s(scores.chosen, np.array([position]))[0]
+                assert floor_s[position] <= layout.least_s[position] * (1 + 1e-9), strategy
+                peak_bytes = answer.peak_memory_bytes * (1 + 1e-9)
+                assert fits(state_bytes[position], working_bytes[position], question, peak_bytes), strategy
                 assert layout.least_s[position] <= answer.step_time_s * (1 + 1e-9), strategy
                 assert scores.bound_s[index] <= fine * (1 + 1e-9), strategy
                 assert fine <= answer.step_time_s * (1 + 1e-9), strategy
