@@ -11,6 +11,7 @@ Conventions of model FLOPs (facts_formulas a; no recomputation, no capacity padd
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 
@@ -62,6 +63,7 @@ def model_flops_per_sequence(model: ModelSpec, seq_len: int, target_seq_len: int
     return 3.0 * forward_flops_per_sequence(model, seq_len, target_seq_len, halve_causal=halve, router=router)
 
 
+@lru_cache(maxsize=256)
 def forward_flops_per_sequence(
     model: ModelSpec, seq_len: int, target_seq_len: int = 0, *, halve_causal: bool = False, router: bool = True
 ) -> float:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+from simulator.arch.layer import Segment
 from simulator.arch.operations import Collective, Number
 from simulator.cluster.network import wire_bytes
 from simulator.cluster.placement import Group
@@ -36,8 +38,8 @@ def traffic_bytes(program: Program, stages: Sequence[Stage], setting: Setting) -
     """Bytes sent per device and step by a rank that holds `stages`."""
     strategy, groups = setting.strategy, setting.groups
     sent: dict[str, Number] = defaultdict(float)
+    _add(sent, stage_collectives(_joined(stages), strategy), groups, program.micro_batches)
     for stage in stages:
-        _add(sent, stage_collectives(stage, strategy), groups, program.micro_batches)
         if strategy.stages > 1:
             neighbours = int(stage.index > 0) + int(stage.index < strategy.stages - 1)
             boundary = program.stages[min(stage.index, strategy.stages - 2)].boundary_bytes
@@ -47,6 +49,14 @@ def traffic_bytes(program: Program, stages: Sequence[Stage], setting: Setting) -
     _add(sent, [(c, 1) for c in (*sync.reduce, *sync.gather, *sync.tensor)], groups, 1)
     _add(sent, [(c, 1) for c in (*sync.forward, *sync.backward)], groups, program.micro_batches)
     return dict(sent)
+
+
+def _joined(stages: Sequence[Stage]) -> Stage:
+    """Everything that some stages hold, as one: equal segments are looked at once."""
+    parts: dict[int, tuple[Segment, Any]] = {}
+    for segment, count in (part for stage in stages for part in stage.parts):
+        parts[id(segment)] = segment, count + parts.get(id(segment), (segment, 0))[1]
+    return Stage(index=stages[0].index, parts=tuple(parts.values()), boundary_bytes=0.0)
 
 
 def _add(

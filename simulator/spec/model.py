@@ -209,9 +209,9 @@ class ModelSpec:
     target_seq_len: int = 0
     """Decoder tokens per sequence of an encoder-decoder."""
     published: Published = field(default_factory=Published)
-    training: Mapping[str, str] = field(default_factory=dict)
+    training: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Published training facts as text (optimizer, batch, hardware), each cited; never used as a constant."""
-    sources: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def layers(self) -> int:
