@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from simulator.cli.options import draw, json_option, plot_option, print_json
+from simulator.cli.quantities import Quantity
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -26,7 +27,10 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--attention", metavar="KIND", help="fused or unfused (default: the framework's).")
 @click.option("--run", "run_file", type=_FILE, help="Run TOML; options override it.")
 @click.option("--objective", metavar="NAME", default="tokens_per_s", show_default=True,
-              help="tokens_per_s, step_time or memory (least peak, then fastest).")  # fmt: skip
+              help="tokens_per_s, step_time, tokens_per_s_per_device, memory (most left free) or dollars.")  # fmt: skip
+@click.option("--tokens", type=Quantity("count"), help='Tokens to train on, as in "300B" (default: 20 per parameter).')
+@click.option("--price", type=Quantity("price"), help='Price of a device hour, as in "2.50 USD/h" (default: the '
+              "catalogue's).")  # fmt: skip
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Strategies to show.")
 @click.option("--fix", multiple=True, metavar="NAME=VALUE", help="Give a field one value, as tp=8 (repeatable).")
 @click.option("--allow", multiple=True, metavar="NAME=VALUES",
@@ -59,12 +63,19 @@ def command(as_json: bool, plot: Path | None, **options: Any) -> None:
     answer = plan(
         model, cluster, run, objective=options["objective"], limit=options["top"], fix=limits.fix, allow=limits.allow,
         within=limits.within, forbid=limits.forbid, time_limit_s=options["time_limit"] or FOREVER_S,
+        tokens=options["tokens"], conditions=_conditions(options["price"]),
     )  # fmt: skip
     draw(plot, answer.plot)
     if as_json:
         print_json(answer.to_dict())
     else:
         click.echo(plan_text(answer))
+
+
+def _conditions(price: float | None) -> Any:
+    from simulator.project.training import Conditions
+
+    return None if price is None else Conditions(price_usd_per_device_hour=price)
 
 
 def _run_fields(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,12 +9,14 @@ from typing import Any
 
 from simulator import catalog
 from simulator.cluster.members import as_slowest
-from simulator.errors import Infeasible, InputError, Problem, did_you_mean
+from simulator.errors import Complaints, Infeasible, did_you_mean
 from simulator.plan.limits import Limits
+from simulator.plan.money import Ledger, cheapest
 from simulator.plan.result import Plan, Planned, Proof, binds, why_lost
 from simulator.plan.score import Question
-from simulator.plan.search import OBJECTIVES, Found, search
+from simulator.plan.search import OBJECTIVES, Found, Searched, search
 from simulator.plan.space import build_space
+from simulator.project.training import Conditions, check_conditions, price_of
 from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
 from simulator.spec.run import Framework, Run
@@ -35,31 +37,42 @@ def plan(
     within: Mapping[str, tuple[int, int]] | None = None,
     forbid: Mapping[str, Sequence[Any]] | None = None,
     time_limit_s: float = FOREVER_S,
+    tokens: float | None = None,
+    conditions: Conditions | None = None,
     framework: Framework | None = None,
 ) -> Plan:
     """The `limit` best strategies of every legal one on all devices of the cluster.
 
-    `objective`: "tokens_per_s" (with "step_time" the same order) or "memory" (least peak, then fastest). `fix`
+    `objective`: "tokens_per_s", "step_time" and "tokens_per_s_per_device" (the same order, the devices being given),
+    "memory" (least peak, then fastest) or "dollars" (to train `tokens`, 20 per parameter where not given, under the
+    `conditions` of `project`: price, failures). With `tokens` or `conditions` every entry carries its bill. `fix`
     {"tp": 8}, `allow` {"schedule": ("1f1b", "zbv")}, `within` {"tp": (1, 8)}, `forbid` {"recompute": ("full",)} narrow
     the space. With a time limit [s] the best so far, with its gap.
 
     Clusters of unequal nodes are planned for at their slowest members, which the notes name.
 
-    Raises InputError for bad limits, Infeasible when nothing is legal or nothing fits, with the reasons counted.
+    Raises InputError for bad limits and for dollars without a price, Infeasible when nothing is legal or nothing fits,
+    with the reasons counted.
     """
     started = time.monotonic()
-    if objective not in OBJECTIVES:
-        hint = did_you_mean(objective, OBJECTIVES)
-        raise InputError([Problem(f"objective {objective!r} is unknown.", "objective", hint)])
-    if limit < 1:
-        raise InputError([Problem(f"limit({limit}) must be at least 1.", "limit")])
+    _check(objective, limit, cluster, tokens, conditions)
     software = framework if framework is not None else catalog.load_framework(run.framework)
     run = replace(run, seq_len=run.seq_len or model.seq_len)
     cluster, unequal = as_slowest(cluster, run.precision)
     limits = Limits(fix=fix or {}, allow=allow or {}, within=within or {}, forbid=forbid or {})
     question = Question(model=model, cluster=cluster, run=run, framework=software)
     space = build_space(model, cluster, run, software, limits)
-    searched = search(space, question, OBJECTIVES[objective], limit=limit, time_limit_s=time_limit_s)
+    billed = objective == "dollars" or tokens is not None or conditions is not None
+    ledger = Ledger(question, tokens, conditions) if billed else None
+
+    def searching(asked: int, within_s: float) -> Searched:
+        return search(space, question, OBJECTIVES[objective], limit=asked, time_limit_s=within_s)
+
+    if ledger is not None and objective == "dollars":
+        least = ledger.least_stretch_factor(space)
+        searched = cheapest(searching, ledger, least, limit=limit, time_limit_s=time_limit_s)
+    else:
+        searched = searching(limit, time_limit_s)
     rejected = {**space.rejected, **({MEMORY: searched.unfit} if searched.unfit else {})}
     if not searched.found:
         raise Infeasible([f"No strategy of {space.considered:,} is legal and fits {cluster.devices} devices.",
@@ -67,9 +80,11 @@ def plan(
     proof = Proof(considered=space.considered, legal=space.legal, fits=space.legal - searched.unfit,
                   bounded=space.legal if searched.complete else searched.scored, scored=searched.scored,
                   refined=searched.refined, engine_runs=searched.engine_runs, gap=searched.gap)  # fmt: skip
-    return Plan(model=model.name, cluster=cluster.name, devices=cluster.devices, objective=objective,
-                entries=_entries(searched.found), proof=proof, rejected=dict(_by_count(rejected)),
-                notes=unequal, wall_s=time.monotonic() - started)  # fmt: skip
+    return Plan(
+        model=model.name, cluster=cluster.name, devices=cluster.devices, objective=objective,
+        objective_words=OBJECTIVES[objective].words, entries=_entries(searched.found, ledger), proof=proof,
+        rejected=dict(_by_count(rejected)), notes=unequal, wall_s=time.monotonic() - started,
+    )  # fmt: skip
 
 
 def _by_count(rejected: Mapping[str, int]) -> list[tuple[str, int]]:
@@ -77,13 +92,28 @@ def _by_count(rejected: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(counted, key=lambda item: (-item[1], item[0]))
 
 
-def _entries(found: Sequence[Found]) -> tuple[Planned, ...]:
+def _check(
+    objective: str, limit: int, cluster: Cluster, tokens: float | None, conditions: Conditions | None
+) -> None:
+    complaints = Complaints()
+    complaints.require(objective in OBJECTIVES, f"objective {objective!r} is unknown.", where="objective",
+                       hint=did_you_mean(objective, OBJECTIVES))  # fmt: skip
+    complaints.require(limit >= 1, f"limit({limit}) must be at least 1.", where="limit")
+    if objective == "dollars" and price_of(cluster, conditions or Conditions()) is None:
+        complaints.add(f"no price of a device hour of {cluster.name} is known.", where="--price",
+                       hint='Give one, as in "2.50 USD/h".')  # fmt: skip
+    complaints.raise_if_any()
+    check_conditions(conditions or Conditions(), tokens)
+
+
+def _entries(found: Sequence[Found], ledger: Ledger | None) -> tuple[Planned, ...]:
     best = found[0].estimate
     return tuple(
         Planned(
             strategy=each.strategy, estimate=each.estimate, bound_s=each.bound_s,
             tied=best.step_time_low_s <= each.estimate.step_time_s <= best.step_time_high_s,
             why=why_lost(each.estimate, best) if each is not found[0] else binds(best),
+            bill=ledger.bill(each.strategy, each.estimate.step_time_s) if ledger is not None else None,
         )
         for each in found
     )  # fmt: skip

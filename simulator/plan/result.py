@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, overload
 
 from simulator.pictures import Drawable
+from simulator.project.training import Bill
 from simulator.result import Estimate
 from simulator.spec.strategy import Strategy
 from simulator.units import format_time
@@ -53,6 +54,8 @@ class Planned:
     """Within the prediction interval of the best: the estimate cannot tell them apart."""
     why: str
     """What it loses against the best and what it gains, largest first; of the best, what its time goes into."""
+    bill: Bill | None = None
+    """What training takes under it, where tokens, conditions or dollars were asked about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,8 @@ class Plan(Drawable):
     cluster: str
     devices: int
     objective: str
+    objective_words: str
+    """What the objective asks for on these devices."""
     entries: tuple[Planned, ...]
     proof: Proof
     rejected: Mapping[str, int]
@@ -98,17 +103,25 @@ class Plan(Drawable):
         proof = self.proof
         return {
             "model": self.model, "cluster": self.cluster, "devices": self.devices, "objective": self.objective,
+            "objective_words": self.objective_words,
             "considered": proof.considered, "legal": proof.legal, "fits": proof.fits, "bounded": proof.bounded,
             "scored": proof.scored,
             "refined": proof.refined, "engine_runs": proof.engine_runs, "gap": proof.gap, "optimal": proof.optimal,
             "wall_s": self.wall_s, "rejected": dict(self.rejected),
             "strategies": [
                 {"strategy": asdict(entry.strategy), "estimate": entry.estimate.to_dict(), "bound_s": entry.bound_s,
-                 "tied": entry.tied, "why": entry.why}
+                 "tied": entry.tied, "why": entry.why,
+                 **({"bill": bill_dict(entry.bill)} if entry.bill is not None else {})}
                 for entry in self.entries
             ],
             "notes": list(self.notes),
         }  # fmt: skip
+
+
+def bill_dict(bill: Bill) -> dict[str, Any]:
+    """The figures of a bill that a plan states."""
+    names = ("tokens", "steps", "ideal_days", "days", "device_hours", "usd")
+    return {name: getattr(bill, name) for name in names} | {"useful_fraction": bill.goodput.useful_fraction}
 
 
 def why_lost(other: Estimate, best: Estimate) -> str:

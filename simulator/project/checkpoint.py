@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from simulator.arch.operations import Number, largest
 from simulator.parallel.states import optimizer_bytes, stored_bytes
 from simulator.spec.run import Framework, Run
 from simulator.spec.strategy import Strategy
@@ -44,7 +45,12 @@ def checkpoint_writers(strategy: Strategy) -> int:
     """Devices that write: all of them when optimizer states are sharded, else one replica (its tp and pp ranks)."""
     if strategy.zero:
         return strategy.devices
-    return strategy.tp * strategy.pp * max(1, strategy.ep * strategy.etp // strategy.tp)
+    return int(replica_writers(strategy.tp, strategy.pp, strategy.ep, strategy.etp))
+
+
+def replica_writers(tp: Number, pp: Number, ep: Number, etp: Number) -> Number:
+    """Devices that hold one replica's weights between them: its tp and pp ranks, and those its experts spread over."""
+    return tp * pp * largest([1, ep * etp // tp])
 
 
 def checkpoint(

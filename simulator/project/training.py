@@ -11,6 +11,7 @@ from simulator import catalog
 from simulator.arch.parameters import parameters
 from simulator.errors import Complaints, InputError
 from simulator.estimate import estimate
+from simulator.parallel.lower import sequence_lengths
 from simulator.project.checkpoint import Checkpoint, bytes_per_parameter, checkpoint, checkpoint_writers
 from simulator.project.energy import DEFAULT_CARBON_KG_PER_KWH, DEFAULT_PUE, carbon_kg, energy_kwh, power_of
 from simulator.project.goodput import (
@@ -66,6 +67,27 @@ class Conditions:
     repair_s: float = DAY_S
     spread_fraction: float = 0.0
     """Relative standard deviation of the devices' speeds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bill:
+    """Time and money of training on so many tokens at one step time. `ideal_days` is without failures, `days` with
+    them.
+    """
+
+    tokens: float
+    steps: int
+    ideal_days: float
+    days: float
+    device_hours: float
+    """Devices and spares, for the whole time."""
+    usd: float | None
+    """None where no price is known."""
+    energy_kwh: float | None
+    carbon_kg: float | None
+    spare_devices: int
+    goodput: Goodput
+    checkpoint: Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,35 +154,63 @@ def project(
     Raises InputError as `estimate` does, and for tokens or conditions that make no sense.
     """
     around = conditions or Conditions()
-    _check(around, tokens)
+    check_conditions(around, tokens)
     software = framework if framework is not None else catalog.load_framework(run.framework)
     step = estimate(model, cluster, run, strategy, framework=software)
     count = parameters(model)
-    wanted = tokens if tokens is not None else optimal_tokens(count.active, None)
+    paid = bill(model, cluster, run, strategy, step_time_s=step.step_time_s, tokens=tokens, conditions=around,
+                framework=software)  # fmt: skip
     batch_tokens = step.tokens_per_s * step.step_time_s
+    reached = loss(LAWS["besiroglu"], count.active, paid.tokens)
+    critical = critical_batch_tokens(reached)
+    return Project(
+        estimate=step, parameters=count.total, active_parameters=count.active, tokens=paid.tokens, steps=paid.steps,
+        ideal_days=paid.ideal_days, days=paid.days, devices=strategy.devices, spare_devices=paid.spare_devices,
+        device_hours=paid.device_hours, usd=paid.usd, energy_kwh=paid.energy_kwh, carbon_kg=paid.carbon_kg,
+        training_flops=training_flops(count.active, paid.tokens), goodput=paid.goodput, checkpoint=paid.checkpoint,
+        optimal_tokens=_laws(count.active), loss_nats=reached, critical_batch_tokens=critical,
+        batch_tokens=batch_tokens, steps_over_fewest=off_optimum(batch_tokens, critical)[0],
+        largest_useful_dp=max(1, int(critical / (batch_tokens / run.global_batch) // strategy.micro_batch)),
+        provenance=_provenance(around, cluster), notes=_notes(step, batch_tokens, critical, model),
+    )  # fmt: skip
+
+
+def bill(
+    model: ModelSpec,
+    cluster: Cluster,
+    run: Run,
+    strategy: Strategy,
+    *,
+    step_time_s: float,
+    tokens: float | None = None,
+    conditions: Conditions | None = None,
+    framework: Framework | None = None,
+) -> Bill:
+    """Days, device hours, dollars and energy of training on `tokens` tokens, `step_time_s` seconds a step.
+
+    `tokens` None takes 20 per parameter that a token visits (Hoffmann 2022, approaches 1 and 2).
+    Raises InputError for tokens or conditions that make no sense.
+    """
+    around = conditions or Conditions()
+    check_conditions(around, tokens)
+    software = framework if framework is not None else catalog.load_framework(run.framework)
+    count = parameters(model)
+    wanted = tokens if tokens is not None else optimal_tokens(count.active, None)
+    batch_tokens = run.global_batch * sum(sequence_lengths(model, run))
     steps = math.ceil(wanted / batch_tokens - 1e-9)
     saved = checkpoint(
         count.total * bytes_per_parameter(run, software), checkpoint_writers(strategy),
         storage_bytes_per_s=around.storage_bytes_per_s, asynchronous=around.asynchronous,
     )  # fmt: skip
     shares = _goodput(around, saved, cluster, strategy)
-    ideal_days = steps * step.step_time_s / DAY_S
+    ideal_days = steps * step_time_s / DAY_S
     days = _divided(ideal_days, shares.useful_fraction)
     spare_devices = (around.spare_nodes or 0) * cluster.devices_per_node
     device_hours = days * 24.0 * (strategy.devices + spare_devices)
-    reached = loss(LAWS["besiroglu"], count.active, wanted)
-    critical = critical_batch_tokens(reached)
     money = _money(around, cluster, device_hours, days * 24.0 * strategy.devices)
-    return Project(
-        estimate=step, parameters=count.total, active_parameters=count.active, tokens=wanted, steps=steps,
-        ideal_days=ideal_days, days=days, devices=strategy.devices, spare_devices=spare_devices,
-        device_hours=device_hours, usd=money["usd"], energy_kwh=money["energy_kwh"], carbon_kg=money["carbon_kg"],
-        training_flops=training_flops(count.active, wanted), goodput=shares, checkpoint=saved,
-        optimal_tokens=_laws(count.active), loss_nats=reached, critical_batch_tokens=critical,
-        batch_tokens=batch_tokens, steps_over_fewest=off_optimum(batch_tokens, critical)[0],
-        largest_useful_dp=max(1, int(critical / (batch_tokens / run.global_batch) // strategy.micro_batch)),
-        provenance=_provenance(around, cluster), notes=_notes(step, batch_tokens, critical, model),
-    )  # fmt: skip
+    return Bill(tokens=wanted, steps=steps, ideal_days=ideal_days, days=days, device_hours=device_hours,
+                usd=money["usd"], energy_kwh=money["energy_kwh"], carbon_kg=money["carbon_kg"],
+                spare_devices=spare_devices, goodput=shares, checkpoint=saved)  # fmt: skip
 
 
 def _divided(ideal_days: float, useful: float) -> float:
@@ -191,11 +241,15 @@ def _goodput(around: Conditions, saved: Checkpoint, cluster: Cluster, strategy: 
     )
 
 
+def price_of(cluster: Cluster, around: Conditions) -> float | None:
+    """Dollars per device hour: the given ones, else the catalogue's; None where neither is known."""
+    given = around.price_usd_per_device_hour
+    return given if given is not None else cluster.price_usd_per_device_hour or None
+
+
 def _money(around: Conditions, cluster: Cluster, paid_hours: float, busy_hours: float) -> dict[str, float | None]:
     """Dollars for all devices held; energy for those that work (a spare is off or idle, and not counted)."""
-    price = around.price_usd_per_device_hour
-    if price is None:
-        price = cluster.price_usd_per_device_hour or None
+    price = price_of(cluster, around)
     power = power_of(cluster.device, around.watts_per_device)
     drawn = None if power is None else energy_kwh(busy_hours, power.watts, around.pue)
     return {
@@ -243,7 +297,8 @@ def with_conditions(base: Conditions, chosen: Mapping[str, Any]) -> Conditions:
     return replace(base, **{name: value for name, value in chosen.items() if value is not None})
 
 
-def _check(around: Conditions, tokens: float | None) -> None:
+def check_conditions(around: Conditions, tokens: float | None = None) -> None:
+    """Raise InputError with every condition that makes no sense."""
     complaints = Complaints()
     if tokens is not None:
         message = f"tokens({tokens:g}) must be between 1 and {MAX_TOKENS:g}."

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from simulator.report.text import rendered, table
-from simulator.units import format_bytes, format_count, format_percent, format_time
+from simulator.units import format_bytes, format_count, format_percent, format_time, format_usd
 
 if TYPE_CHECKING:
     from simulator.plan.compare import Comparison
     from simulator.plan.result import Plan, Planned
+    from simulator.project.training import Bill
     from simulator.sensitivity import Sensitivity
     from simulator.spec.strategy import Strategy
 
@@ -34,7 +35,8 @@ def plan_text(plan: Plan) -> str:
     best, proof = plan[0], plan.proof
     found = best.estimate
     head = [
-        f"{plan.model} on {plan.devices} devices of {plan.cluster}, objective {plan.objective}",
+        f"{plan.model} on {plan.devices} devices of {plan.cluster}",
+        f"objective {plan.objective}: {plan.objective_words}",
         "",
         f"best        {strategy_words(best.strategy)}",
         (f"step time   {format_time(found.step_time_s)}, likely {format_time(found.step_time_low_s)} to "
@@ -42,6 +44,7 @@ def plan_text(plan: Plan) -> str:
          f"MFU {format_percent(found.mfu)}"),
         f"memory      {format_bytes(found.peak_memory_bytes)} of {format_bytes(found.device_memory_bytes)}",
         f"time goes   {best.why}",
+        *([f"training    {bill_words(best.bill)}"] if best.bill is not None else []),
         "",
     ]  # fmt: skip
     verdict = "proven best" if proof.optimal else f"not proven: up to {format_percent(proof.gap)} better may exist"
@@ -53,6 +56,13 @@ def plan_text(plan: Plan) -> str:
         *(f"- {note}" for note in plan.notes),
     ]
     return rendered(["\n".join(head), _runners(plan.entries), *tail])
+
+
+def bill_words(bill: Bill) -> str:
+    """Tokens, days, device hours and dollars on one line."""
+    cost = format_usd(bill.usd) if bill.usd is not None else "no price known (--price)"
+    return (f"{format_count(bill.tokens)} tokens in {bill.days:,.4g} days with failures, "
+            f"{format_count(bill.device_hours)} device hours, {cost}")  # fmt: skip
 
 
 def _runners(entries: Sequence[Planned]) -> Any:
