@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from simulator.intervals import fits_confidence, published_residuals
 from simulator.pictures import Drawable
 from simulator.units import format_bytes, format_count, format_percent, format_time
 
@@ -136,6 +137,8 @@ class Estimate(Drawable):
     provenance: tuple[Provenance, ...]
     notes: tuple[str, ...] = ()
     regime: Mapping[str, str] = field(default_factory=dict)
+    members: tuple[Mapping[str, Any], ...] = ()
+    """Of unequal nodes, by pipeline rank: its devices, its slowest node and links, its least memory [B]."""
     terms: tuple[Term, ...] = field(default=(), repr=False)
     _step: Step | None = field(default=None, repr=False, compare=False)
 
@@ -164,6 +167,11 @@ class Estimate(Drawable):
         """Fails closed: true only if the whole peak is known to be below the device's memory."""
         return self.memory.peak_bytes <= self.memory.limit_bytes
 
+    @property
+    def fits_confidence(self) -> float:
+        """Probability that `fits` is right, from the measured peaks of published runs (`simulator.intervals`)."""
+        return fits_confidence(self.memory.peak_bytes, self.memory.limit_bytes, published_residuals())
+
     def __str__(self) -> str:
         """The verdict and the largest parts, in a few lines (`shardwise estimate` prints the tables)."""
         parts = sorted(self.time.parts.items(), key=lambda item: -item[1])
@@ -174,7 +182,8 @@ class Estimate(Drawable):
             f"step time {format_time(self.step_time_s)} (likely {format_time(self.step_time_low_s)} to "
             f"{format_time(self.step_time_high_s)}), {format_count(self.tokens_per_s)} tokens/s, "
             f"MFU {format_percent(self.mfu)} ({self.flops_convention})\n"
-            f"memory {format_bytes(self.peak_memory_bytes)} of {format_bytes(self.device_memory_bytes)}: {verdict}\n"
+            f"memory {format_bytes(self.peak_memory_bytes)} of {format_bytes(self.device_memory_bytes)}: {verdict} "
+            f"({format_percent(self.fits_confidence, 2)} sure)\n"
             f"time: {shares}"
         )
 
@@ -211,11 +220,13 @@ class Estimate(Drawable):
             "peak_memory_bytes": self.peak_memory_bytes,
             "device_memory_bytes": self.device_memory_bytes,
             "fits": self.fits,
+            "fits_confidence": self.fits_confidence,
             "time": dict(self.time.parts),
             "hidden_communication_s": dict(self.time.hidden),
             "memory": {"per_stage": [dict(rank) for rank in self.memory.per_stage], "parts": dict(self.memory.parts)},
             "traffic_bytes": dict(self.traffic_bytes),
             "regime": dict(self.regime),
+            "members": [dict(rank) for rank in self.members],
             "provenance": [asdict(entry) for entry in self.provenance],
             "notes": list(self.notes),
         }

@@ -13,6 +13,7 @@ from simulator.arch.parameters import parameters
 from simulator.measure.predict import Prediction, predict
 from simulator.measure.suite import Case, model_of, suite_of
 from simulator.measure.table import Measured
+from simulator.spec.machine_file import slowdown
 from simulator.spec.reading import read_document
 from simulator.validate.metrics import kendall_tau
 
@@ -74,9 +75,15 @@ def score(rows: Iterable[Measured], machine: Path) -> list[Scored]:
     """Predict every measured case on a machine file."""
     known = {(row.suite, row.case): row for row in rows}
     cases = {(suite, case.name): case for suite in {suite for suite, _ in known} for case in suite_of(suite)}
-    base = read_document(machine).table["machine"]["reference_s"]
+    table = read_document(machine).table
+    base, sharing = table["machine"]["reference_s"], table["kernels"].get("sharing", {})
+
+    def drift(row: Measured, name: str, now_s: float) -> float:
+        """How much slower than calibrated, beyond what so many ranks at once cost each other."""
+        return float(now_s / base[name] / slowdown(sharing, row.ranks)[name])
+
     return [Scored(case=cases[key], measured=row, predicted=predict(cases[key], machine),
-                   product_drift=row.product_s / base["product"], memory_drift=row.memory_s / base["memory"])
+                   product_drift=drift(row, "product", row.product_s), memory_drift=drift(row, "memory", row.memory_s))
             for key, row in known.items() if key in cases]  # fmt: skip
 
 

@@ -43,9 +43,10 @@ def document(answer: Estimate, *, nodes: int = 0, said: Sequence[str] = ()) -> d
 
 def _verdict(answer: Estimate) -> str:
     room = answer.device_memory_bytes - answer.peak_memory_bytes
+    sure = f"({format_percent(answer.fits_confidence, 2)} sure)"
     if answer.fits:
-        return f"Fits, with {format_bytes(room)} to spare on the fullest device."
-    return f"Does not fit: the fullest device lacks {format_bytes(-room)}."
+        return f"Fits, with {format_bytes(room)} to spare on the fullest device {sure}."
+    return f"Does not fit: the fullest device lacks {format_bytes(-room)} {sure}."
 
 
 def _headline(answer: Estimate) -> list[Row]:

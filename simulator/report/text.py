@@ -61,7 +61,8 @@ def estimate_text(answer: Estimate, said: Sequence[str] = ()) -> str:
         f"bracket     {hidden} with all communication hidden, {shown} with none hidden",
         f"throughput  {format_count(answer.tokens_per_s)} tokens/s, {each} tokens/s and {rate} per device",
         f"MFU         {format_percent(answer.mfu)} ({answer.flops_convention} FLOPs), HFU {format_percent(answer.hfu)}",
-        f"memory      {format_bytes(memory.peak_bytes)} of {format_bytes(memory.limit_bytes)}: {verdict}",
+        (f"memory      {format_bytes(memory.peak_bytes)} of {format_bytes(memory.limit_bytes)}: {verdict} "
+         f"({format_percent(answer.fits_confidence, 2)} sure)"),
         "",
     ]
     times = sorted(answer.time.parts.items(), key=lambda item: -item[1])

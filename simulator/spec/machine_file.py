@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import PurePath
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from simulator.errors import InputError, Problem
@@ -30,6 +31,8 @@ SUM_TERMS: Mapping[str, tuple[str, ...]] = {
     "attention": ("call_s", "pair_width_s", "pair_s", "grid_s", "row_s"),
 }
 """Coefficients of each kind of sum."""
+MOVING = ("mk_s", "kn_s", "mn_s", "row_s")
+"""Coefficients of what is read and written, not multiplied."""
 NEEDED_CURVES = ("plain", "lookup")
 
 
@@ -125,7 +128,9 @@ def read_machine(document: Document, *, nodes: int | None = None, clock: Clock =
         message = f"{name} was calibrated with 1 to {file.machine.ranks} ranks (its nodes), not {ranks}."
         raise InputError([Problem(message, "--nodes", "`shardwise calibrate --ranks` measures more.")])
     source = f"measured on {file.machine.date} by shardwise calibrate ({document.path})"
-    device = _device(file, name, source)
+    # Elapsed, ranks beyond the cores wait for their turn; processor time does not count waiting.
+    turns = max(ranks / file.machine.cores, 1.0) if clock == "wall" else 1.0
+    device = _device(file, name, source, _shared(file.kernels, ranks, turns))
     tier = Tier(
         name="machine", kind="loopback", topology="switch", size=ranks,
         bandwidth_bytes_per_s=_largest_rate(file, clock), latency_s=0.0, sources={"tier": source},
@@ -138,10 +143,39 @@ def read_machine(document: Document, *, nodes: int | None = None, clock: Clock =
     )  # fmt: skip
 
 
-def _device(file: MachineFile, name: str, source: str) -> Device:
-    measured = MeasuredKernels(
-        sums=file.kernels.sums, curves={kernel: _curve(points) for kernel, points in file.kernels.curves.items()}
-    )
+def slowdown(sharing: Mapping[str, Mapping[str, float]], ranks: int) -> dict[str, float]:
+    """Processor time of the reference "product" and "memory" kernels on so many ranks at once, over that on one.
+
+    Between measured numbers of ranks it is straight in the ranks; never below 1.
+
+    >>> slowdown({"1": {"product": 1.0, "memory": 1.0}, "3": {"product": 0.9, "memory": 1.5}}, 2)
+    {'product': 1.0, 'memory': 1.25}
+    """
+    counts = sorted(sharing, key=int)
+    if not counts:
+        return {"product": 1.0, "memory": 1.0}
+    places = [int(count) for count in counts]
+    return {name: max(float(np.interp(ranks, places, [sharing[count][name] for count in counts])), 1.0)
+            for name in ("product", "memory")}  # fmt: skip
+
+
+def _shared(kernels: KernelsTable, ranks: int, turns: float) -> MeasuredKernels:
+    """The kernels as they run while so many ranks share the machine.
+
+    What a product does in its cache slows as the reference product does, what moves bytes (its operands too) as the
+    reference sum does; `turns` stretches both.
+    """
+    slower = {name: turns * factor for name, factor in slowdown(kernels.sharing, ranks).items()}
+    moving = slower["memory"]
+    return MeasuredKernels(
+        sums={name: {term: value * slower["memory" if term in MOVING else "product"] for term, value in terms.items()}
+              for name, terms in kernels.sums.items()},
+        curves={kernel: tuple((size, seconds * moving) for size, seconds in points)
+                for kernel, points in kernels.curves.items()},
+    )  # fmt: skip
+
+
+def _device(file: MachineFile, name: str, source: str, measured: MeasuredKernels) -> Device:
     base = assumed_model("cpu")
     known = ("peak", "vector", "memory", "memory_bandwidth", "cache")
     return Device(

@@ -65,21 +65,33 @@ def ranking_summary(sets: Sequence[tuple[Sequence[float], Sequence[float]]]) -> 
     }  # fmt: skip
 
 
-def verdict_summary(fits: Sequence[bool], ran: Sequence[bool]) -> dict[str, float | None]:
+SURE = 0.8
+"""Verdicts of at least this confidence are counted apart."""
+
+
+def verdict_summary(
+    fits: Sequence[bool], ran: Sequence[bool], confidence: Sequence[float] = ()
+) -> dict[str, float | None]:
     """Out-of-memory verdicts: precision and recall of "does not fit", and the share of verdicts that are right.
+
+    With confidences also their mean, and how many verdicts are sure (0.8 or more) and right among those.
 
     >>> verdict_summary([True, False, False], [True, False, True])["precision"]
     0.5
+    >>> verdict_summary([True, False], [True, True], [0.9, 0.6])["sure_accuracy"]
+    1.0
     """
     if not fits:
         return {"rows": 0}
     right = sum(f == r for f, r in zip(fits, ran, strict=True))
     told, failed = sum(not f for f in fits), sum(not r for r in ran)
     both = sum(not f and not r for f, r in zip(fits, ran, strict=True))
+    sure = [f == r for f, r, c in zip(fits, ran, confidence or [0.0] * len(fits), strict=True) if c >= SURE]
     return {
         "rows": len(fits), "out_of_memory": failed, "said_out_of_memory": told,
         "precision": both / told if told else None, "recall": both / failed if failed else None,
-        "accuracy": right / len(fits),
+        "accuracy": right / len(fits), "confidence": sum(confidence) / len(fits) if confidence else None,
+        "sure": len(sure), "sure_accuracy": sum(sure) / len(sure) if sure else None,
     }  # fmt: skip
 
 

@@ -114,7 +114,8 @@ def _regime_table(regimes: Mapping[str, Any]) -> str:
 
 def _second_table(families: Mapping[str, Any], overall: Mapping[str, Any]) -> str:
     header = ["family", "sets", "Kendall's tau", "loss of the top pick", "worst loss", "peaks", "peak memory, mean",
-              "peak memory, bias", "out of memory", "precision", "recall", "verdicts right"]  # fmt: skip
+              "peak memory, bias", "out of memory", "precision", "recall", "verdicts right", "confidence, mean",
+              "sure verdicts", "right of the sure"]  # fmt: skip
     rows = []
     for name, f in [*families.items(), ("**all**", overall)]:
         rank, memory, verdict = f["ranking"], f["memory"], f["out_of_memory"]
@@ -123,7 +124,8 @@ def _second_table(families: Mapping[str, Any], overall: Mapping[str, Any]) -> st
             name, rank["sets"], tau, _percent(rank.get("top_pick_loss")), _percent(rank.get("top_pick_loss_worst")),
             memory["rows"], _percent(memory.get("mean")), _percent(memory.get("bias")),
             verdict.get("out_of_memory", ""),
-            *(_percent(verdict.get(key), 0) for key in ("precision", "recall", "accuracy")),
+            *(_percent(verdict.get(key), 0) for key in ("precision", "recall", "accuracy", "confidence")),
+            verdict.get("sure", ""), _percent(verdict.get("sure_accuracy"), 0),
         ])  # fmt: skip
     return _table(header, rows)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from simulator.errors import InputError
-from simulator.intervals import Residual, interval
+from simulator.intervals import Residual, fits_confidence, interval
 from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
 from simulator.spec.run import Run
@@ -34,6 +34,8 @@ class Predicted(Protocol):
     def step_time_s(self) -> float: ...
     @property
     def peak_memory_bytes(self) -> float: ...
+    @property
+    def device_memory_bytes(self) -> float: ...
     @property
     def fits(self) -> bool: ...
     @property
@@ -60,6 +62,10 @@ class ScoredRow:
     high_s: float
     predicted_peak_bytes: float
     predicted_fits: bool
+    filled_fraction: float
+    """Predicted peak over the device's memory."""
+    fits_confidence: float
+    """Probability that `predicted_fits` is right, from the peaks of other families."""
     ideal_s: float
     """Model FLOPs over the cluster's peak: the step time at an MFU of 1."""
     error: float | None
@@ -153,12 +159,17 @@ def score(
 
 
 def residuals_of(rows: Iterable[ScoredRow]) -> list[Residual]:
-    """ln(measured / predicted) of every timed row."""
+    """ln(measured / predicted) of the step time and of the peak memory of every row that states one."""
     return [
-        Residual(row.run_id, row.family, row.regime, math.log(row.measured_s / row.predicted_s))
+        Residual(row.run_id, row.family, row.regime, _log_ratio(row.measured_s, row.predicted_s),
+                 _log_ratio(row.measured_peak_bytes, row.predicted_peak_bytes))
         for row in rows
-        if row.measured_s
-    ]
+        if row.measured_s or row.measured_peak_bytes
+    ]  # fmt: skip
+
+
+def _log_ratio(measured: float | None, predicted: float) -> float | None:
+    return math.log(measured / predicted) if measured and predicted > 0 else None
 
 
 def _merged(known: Sequence[Residual], rows: Sequence[ScoredRow]) -> tuple[Residual, ...]:
@@ -176,7 +187,8 @@ def _with_intervals(rows: Sequence[ScoredRow], residuals: Sequence[Residual]) ->
         if key not in ranges:
             ranges[key] = interval(row.regime, residuals, without=row.family)
         low, high = ranges[key]
-        found.append(replace(row, low_s=low * row.predicted_s, high_s=high * row.predicted_s))
+        sure = fits_confidence(row.filled_fraction, 1.0, residuals, without=row.family)
+        found.append(replace(row, low_s=low * row.predicted_s, high_s=high * row.predicted_s, fits_confidence=sure))
     return tuple(found)
 
 
@@ -194,6 +206,7 @@ def _score_row(row: PublishedRun, estimator: Estimator, facts: Facts) -> ScoredR
         measured_peak_bytes=row.peak_memory_bytes if row.outcome == "ok" else None,
         predicted_s=predicted.step_time_s, low_s=0.0, high_s=math.inf,
         predicted_peak_bytes=predicted.peak_as(peak_meaning(row)), predicted_fits=predicted.fits,
+        filled_fraction=predicted.peak_memory_bytes / predicted.device_memory_bytes, fits_confidence=0.5,
         ideal_s=predicted.mfu * predicted.step_time_s,
         error=predicted.step_time_s / measured - 1 if measured else None, regime=predicted.regime,
         peers=(row.family, row.model, row.device, row.devices, row.global_batch, row.seq_len),
@@ -214,6 +227,10 @@ class _Together:
     @property
     def peak_memory_bytes(self) -> float:
         return sum(part.peak_memory_bytes for part in self.parts)
+
+    @property
+    def device_memory_bytes(self) -> float:
+        return self.parts[0].device_memory_bytes
 
     @property
     def fits(self) -> bool:
@@ -281,7 +298,9 @@ def summary(rows: Sequence[ScoredRow]) -> dict[str, Any]:
             [([r.predicted_s for r in group], [r.measured_s or 0.0 for r in group]) for group in sets]
         ),
         "memory": error_summary([r.predicted_peak_bytes / (r.measured_peak_bytes or 1.0) - 1 for r in sized]),
-        "out_of_memory": verdict_summary([r.predicted_fits for r in rows], [r.outcome == "ok" for r in rows]),
+        "out_of_memory": verdict_summary(
+            [r.predicted_fits for r in rows], [r.outcome == "ok" for r in rows], [r.fits_confidence for r in rows]
+        ),
     }
 
 
@@ -302,6 +321,7 @@ def _row_json(row: ScoredRow) -> dict[str, Any]:
         "low_s": row.low_s if finite else None, "high_s": row.high_s if finite else None,
         "measured_s": row.measured_s, "error": row.error,
         "predicted_peak_bytes": row.predicted_peak_bytes, "measured_peak_bytes": row.measured_peak_bytes,
-        "predicted_fits": row.predicted_fits, "outcome": row.outcome, "framework": row.framework,
+        "predicted_fits": row.predicted_fits, "fits_confidence": row.fits_confidence, "outcome": row.outcome,
+        "framework": row.framework,
         "strategy": row.strategy, "regime": dict(row.regime), "defaults": list(row.defaults),
     }  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from simulator.errors import InputError
-from simulator.intervals import MIN_ROWS, Residual, interval, read_residuals, write_residuals
+from simulator.intervals import MIN_ROWS, Residual, fits_confidence, interval, read_residuals, write_residuals
 
 DENSE = {"kind": "dense", "device": "d", "bound": "compute", "pipeline": "no", "precision": "bf16"}
 
@@ -79,3 +79,34 @@ def test_a_bad_file_is_an_input_error(tmp_path: Path, text: str) -> None:
         return
     with pytest.raises(InputError, match="not a table of residuals"):
         read_residuals(path)
+
+
+def peaks(family: str, ratios: list[float]) -> list[Residual]:
+    return [Residual(f"{family}{i}", family, DENSE, None, math.log(r)) for i, r in enumerate(ratios)]
+
+
+def test_the_confidence_of_a_verdict_is_the_share_of_families_peaks_on_its_side() -> None:
+    """Two families weigh 1/2 each whatever their rows; six rows and one unseen: 6/7 of all.
+
+    70 of 80 GB leaves room for a factor 1.14: half of a's peaks and all of b's are within. 90 of 80 GB fits only where
+    the peak is below 0.889 of the prediction: none of a's, a quarter of b's.
+    """
+    known = peaks("a", [1.0, 1.3]) + peaks("b", [0.8, 1.0, 1.0, 1.1])
+    assert fits_confidence(70e9, 80e9, known) == pytest.approx(6 / 7 * (0.5 * 0.5 + 0.5))
+    assert fits_confidence(90e9, 80e9, known) == pytest.approx(6 / 7 * (1 - 0.5 * 0.25))
+    assert fits_confidence(70e9, 80e9, known, without="a") == pytest.approx(4 / 5)
+
+
+def test_a_verdict_is_surer_the_farther_the_peak_is_from_the_limit() -> None:
+    known = peaks("a", [0.9, 0.95, 1.0, 1.05, 1.1])
+    within = [fits_confidence(used, 80e9, known) for used in (79e9, 75e9, 70e9, 40e9)]
+    beyond = [fits_confidence(used, 80e9, known) for used in (81e9, 85e9, 90e9, 120e9)]
+    assert within == sorted(within)
+    assert beyond == sorted(beyond)
+    assert fits_confidence(79e9, 80e9, []) == 0.5
+
+
+def test_step_times_and_peaks_are_read_back_apart(tmp_path: Path) -> None:
+    held = [*residuals("a", np.array([0.25])), *peaks("b", [math.e])]
+    write_residuals(tmp_path / "r.csv", held, "hand-made")
+    assert [(r.log_ratio, r.log_peak_ratio) for r in read_residuals(tmp_path / "r.csv")] == [(0.25, None), (None, 1.0)]

@@ -17,13 +17,15 @@ from simulator.cluster import measured
 from simulator.cluster.network import collective_time_s
 from simulator.cluster.placement import Group
 from simulator.errors import InputError
+from simulator.spec.machine_file import read_machine
+from simulator.spec.reading import read_document
 
 SUM = {"call_s": 5e-6, "mnk_s": 2e-11, "mk_s": 3e-10, "kn_s": 1e-10, "mn_s": 6e-10}
 ATTENTION = {"call_s": 1e-5, "pair_width_s": 4e-11, "pair_s": 1e-10, "grid_s": 0.0, "row_s": 1e-10}
 CURVE = [[1000.0, 1e-6], [1e6, 5e-5], [1e8, 6e-3]]
 MACHINE: dict[str, Any] = {
     "title": "a test machine", "generation": "cpu", "vendor": "none",
-    "machine": {"processor": "p", "cores": 2, "system": "s", "python": "3.11", "torch": "2.13.0", "date": "2026-01-01",
+    "machine": {"processor": "p", "cores": 4, "system": "s", "python": "3.11", "torch": "2.13.0", "date": "2026-01-01",
                 "ranks": 4, "wall_s": 1.0, "load_before": 0.0, "load_after": 0.0, "spread_fraction": 0.01,
                 "reference_s": {"product": 3e-3, "memory": 1.5e-3}},
     "device": {"memory": "16 GiB", "memory_bandwidth": "20 GB/s", "vector": "50 GFLOP/s",
@@ -130,3 +132,26 @@ def test_a_precision_that_was_not_measured_is_refused(machine: Path) -> None:
     assert kernels is not None
     with pytest.raises(InputError, match="bf16 was not measured"):
         measured.gemm_time_s(kernels, "bf16", 64, 64, 64)
+
+
+def test_ranks_that_share_the_machine_slow_each_other_as_the_reference_kernels_say(tmp_path: Path) -> None:
+    """On 2 ranks products take 1.1 times as long and copies 1.5; 4 ranks on 2 cores also wait for their turn, which
+    elapsed time counts and processor time does not."""
+    table = copy.deepcopy(MACHINE)
+    table["machine"]["cores"] = 2
+    table["kernels"]["sharing"] = {"1": {"product": 1.0, "memory": 1.0}, "2": {"product": 1.1, "memory": 1.5},
+                                   "4": {"product": 1.2, "memory": 1.5}}  # fmt: skip
+    path = tmp_path / "shared.toml"
+    path.write_text(toml_text(table), encoding="utf-8")
+    seconds: dict[tuple[int, str], tuple[float, float]] = {}
+    for ranks in (1, 2, 4):
+        for clock in ("cpu", "wall"):
+            kernels = read_machine(read_document(path), nodes=ranks, clock=clock).device.kernels.measured
+            product = measured.gemm_time_s(kernels, "fp32", 64, 64, 64)
+            seconds[ranks, clock] = (float(product), float(measured.pointwise_time_s(kernels, "plain", 1e6)))
+    moved = 64 * 64 * (3e-10 + 1e-10 + 6e-10)
+    multiplied = 5e-6 + 64**3 * 2e-11
+    assert seconds[1, "wall"] == pytest.approx((multiplied + moved, 5e-5))
+    assert seconds[2, "cpu"] == seconds[2, "wall"] == pytest.approx((1.1 * multiplied + 1.5 * moved, 7.5e-5))
+    assert seconds[4, "cpu"] == pytest.approx((1.2 * multiplied + 1.5 * moved, 7.5e-5))
+    assert seconds[4, "wall"] == pytest.approx((2.4 * multiplied + 3.0 * moved, 15e-5))

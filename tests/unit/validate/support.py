@@ -75,6 +75,7 @@ class Answer:
 
     step_time_s: float
     peak_memory_bytes: float = 1e9
+    device_memory_bytes: float = 80e9
     fits: bool = True
     mfu: float = 0.5
     regime: Mapping[str, str] = field(default_factory=lambda: {"kind": "dense", "bound": "compute", "pipeline": "no"})

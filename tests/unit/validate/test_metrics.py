@@ -54,8 +54,11 @@ def test_verdicts_are_counted_by_hand() -> None:
     assert summary["precision"] == 0.5
     assert summary["recall"] == 0.5
     assert summary["accuracy"] == 0.5
+    sure = verdict_summary([True, False, True], [True, True, False], [0.9, 0.8, 0.5])
+    assert (sure["sure"], sure["sure_accuracy"], sure["confidence"]) == (2, 0.5, pytest.approx(2.2 / 3))
     assert verdict_summary([True], [True]) == {
         "rows": 1, "out_of_memory": 0, "said_out_of_memory": 0, "precision": None, "recall": None, "accuracy": 1.0,
+        "confidence": None, "sure": 0, "sure_accuracy": None,
     }  # fmt: skip
 
 
