@@ -22,6 +22,8 @@ class Point:
     peak_bytes: float
     key: str = ""
     """What a click on it says; empty for none."""
+    bound: bool = False
+    """Time and memory are what it takes at least; it was not simulated (yet)."""
 
 
 def front(points: Sequence[Point], limit_bytes: float) -> list[Point]:
@@ -70,7 +72,8 @@ def scatter_scene(points: Sequence[Point], limit_bytes: float, width: int) -> Sc
         shapes.append(path("M" + "L".join(f"{x(p.step_time_s):.1f} {y(p.peak_bytes):.1f}" for p in best), "front"))
     order = {"planned": 0, "neighbour": 1, "current": 2}
     for point in sorted(points, key=lambda p: order[p.kind]):
-        tip = f"{point.label}: {format_time(point.step_time_s)}, {format_bytes(point.peak_bytes)}"
+        least = "at least " if point.bound else ""
+        tip = f"{point.label}: {least}{format_time(point.step_time_s)}, {format_bytes(point.peak_bytes)}"
         kind = f"point {point.kind}" + ("" if point.peak_bytes <= limit_bytes else " over")
         data = {"point": point.key} if point.key else {}
         radius = 7 if point.kind == "current" else 5

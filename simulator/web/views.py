@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import lru_cache
 from typing import Any
@@ -22,13 +22,14 @@ from simulator.report.svg_topology import topology_scene
 from simulator.result import Estimate
 from simulator.spec.strategy import Strategy
 from simulator.units import format_bytes, format_percent, format_time
+from simulator.web.nearby import Bound, Neighbour, bounds, neighbours
 from simulator.web.state import FIELDS, START, Case, catalogue, dial_values, read_case
 
 State = Mapping[str, Any]
 MAX_PLANNED = 50
+MAX_NEAR = 100
 PLAN_S = 8.0
 """Seconds that a plan may search; then the best so far, with its gap."""
-_NEIGHBOUR_DIALS = ("tp", "pp", "cp", "ep", "vp", "micro_batch", "zero")
 _SHOWN = ("tp", "pp", "dp", "cp", "ep", "vp", "micro_batch", "zero", "schedule", "recompute")
 
 
@@ -44,6 +45,15 @@ def _answered(key: str) -> tuple[Case, Estimate]:
     return case, estimate(case.model, case.cluster, case.run, case.strategy, framework=case.framework)
 
 
+@lru_cache(maxsize=16)
+def _near(key: str) -> tuple[list[Neighbour], list[Bound]]:
+    """The neighbours of a state written as JSON, with their bounds."""
+    state = json.loads(key)
+    case = read_case(state)
+    near = neighbours(case, state)
+    return near, bounds(case, near)
+
+
 def _answer(state: Any) -> tuple[Case, Estimate]:
     if not isinstance(state, dict):
         raise InputError([Problem("state must be an object.", "state")])
@@ -56,21 +66,20 @@ def catalogue_view() -> dict[str, Any]:
 
 
 def estimate_view(body: State) -> dict[str, Any]:
-    """The document, pictures and dial stops of body["state"]; pictures are body["width"] or ["wide"] pixels wide."""
+    """The document, pictures and dial stops of body["state"]; pictures are body["width"] or ["wide"] pixels wide.
+
+    The scatter shows what one step of a dial takes at least; `scatter_view` simulates it.
+    """
     case, answer = _answer(body.get("state"))
-    width = _width(body.get("width"))
+    width, wide = _width(body.get("width")), _width(body.get("wide"))
     scenes = [
-        waterfall_scene(answer, width), memory_scene(answer, width), timeline_scene(answer, _width(body.get("wide"))),
+        waterfall_scene(answer, width), memory_scene(answer, width), timeline_scene(answer, wide),
         topology_scene(case.cluster, case.strategy, answer, width),
     ]  # fmt: skip
-    planned = [point for point, _ in _planned(body.get("planned"))]
-    if planned:
-        # The plan's points stand still while this strategy moves among them; the neighbours follow later.
-        points = [_current(answer), *planned]
-        scenes.append(scatter_scene(points, answer.device_memory_bytes, _width(body.get("wide"))))
     return {
         "document": document(answer, nodes=case.cluster.nodes, said=case.said),
         "pictures": [scene_json(scene) for scene in scenes],
+        "scatter": _scatter(body, 0, wide),
         "dials": dial_values(case),
         "now": {"nodes": case.cluster.nodes, "dp": case.strategy.dp, "seq_len": answer.run["seq_len"],
                 "devices": case.cluster.devices},
@@ -78,65 +87,57 @@ def estimate_view(body: State) -> dict[str, Any]:
 
 
 def scatter_view(body: State) -> dict[str, Any]:
-    """Strategies one step of a dial away, and those of body["planned"], by time and memory.
+    """Strategies one step of a dial away and those of body["planned"], by time and memory.
 
-    `points` maps the key of a point to the settings that a click on it changes.
+    The most promising body["simulate"] of them are simulated (all, if that is not said): a page that asks for a few at
+    a time never waits for an answer it no longer needs. `left` says how many were not. `points` maps the key of a
+    point to the settings that a click on it changes.
     """
-    case, answer = _answer(body.get("state"))
-    state: State = body["state"]
-    points = [_current(answer)]
-    changes: dict[str, dict[str, Any]] = {}
-    for change in _neighbours(case):
-        try:
-            # The folded state, so that a neighbour that is visited later is there already.
-            _, other = _answer({**state, **change})
-        except InputError:
-            continue
-        key = f"n{len(changes)}"
-        changes[key] = change
-        label = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in change.items())
-        points.append(Point(label=label, kind="neighbour", step_time_s=other.step_time_s,
-                            peak_bytes=other.peak_memory_bytes, key=key))  # fmt: skip
-    for point, change in _planned(body.get("planned")):
-        changes[point.key] = change
-        points.append(point)
-    scene = scatter_scene(points, answer.device_memory_bytes, _width(body.get("width")))
-    return {"picture": scene_json(scene), "points": changes, "nearby": _nearby(points, answer)}
+    asked = body.get("simulate")
+    return _scatter(body, max(asked, 0) if type(asked) is int else MAX_NEAR, _width(body.get("width")))
 
 
-def _current(answer: Estimate) -> Point:
-    return Point(label="this strategy", kind="current", step_time_s=answer.step_time_s,
-                 peak_bytes=answer.peak_memory_bytes)  # fmt: skip
+def _scatter(body: State, simulated: int, width: int) -> dict[str, Any]:
+    """A strategy among its neighbours, some simulated, and a plan's: picture, settings of each point, rows."""
+    _, answer = _answer(body.get("state"))
+    near, least = _near(json.dumps(body["state"], sort_keys=True))
+    order = sorted(range(len(near)), key=lambda index: least[index].step_time_s if least else index)
+    points = []
+    for index in order[:simulated]:
+        # The folded state, so that a neighbour that is visited later is there already.
+        _, other = _answer({**body["state"], **near[index].change})
+        points.append(_point(near, index, other.step_time_s, other.peak_memory_bytes))
+    points += [_point(near, index, least[index].step_time_s, least[index].peak_bytes, bound=True)
+               for index in order[simulated:] if least]  # fmt: skip
+    planned = list(_planned(body.get("planned")))
+    current = Point(label="this strategy", kind="current", step_time_s=answer.step_time_s,
+                    peak_bytes=answer.peak_memory_bytes)  # fmt: skip
+    shown = [current, *points, *(point for point, _ in planned)]
+    changes = {f"n{index}": dict(each.change) for index, each in enumerate(near)}
+    return {
+        "picture": scene_json(scatter_scene(shown, answer.device_memory_bytes, width)),
+        "points": changes | {point.key: change for point, change in planned},
+        "nearby": _nearby(points, answer),
+        "left": max(len(near) - simulated, 0),
+    }
 
 
-def _nearby(points: list[Point], answer: Estimate) -> list[dict[str, Any]]:
+def _point(
+    near: Sequence[Neighbour], index: int, step_time_s: float, peak_bytes: float, *, bound: bool = False
+) -> Point:
+    return Point(label=near[index].label, kind="neighbour", step_time_s=step_time_s, peak_bytes=peak_bytes,
+                 key=f"n{index}", bound=bound)  # fmt: skip
+
+
+def _nearby(near: list[Point], answer: Estimate) -> list[dict[str, Any]]:
     """The neighbours as rows, the quickest that fits first."""
     limit = answer.device_memory_bytes
-    near = [point for point in points if point.kind == "neighbour"]
-    near.sort(key=lambda p: (p.peak_bytes > limit, p.step_time_s))
     return [
-        {"key": p.key, "name": p.label, "step": format_time(p.step_time_s),
+        {"key": p.key, "name": p.label, "step": format_time(p.step_time_s), "bound": p.bound,
          "change": f"{p.step_time_s / answer.step_time_s - 1:+.1%}", "memory": format_bytes(p.peak_bytes),
          "fits": p.peak_bytes <= limit}
-        for p in near
+        for p in sorted(near, key=lambda p: (p.peak_bytes > limit, p.step_time_s))
     ]  # fmt: skip
-
-
-def _neighbours(case: Case) -> Iterator[dict[str, Any]]:
-    """Changes of one step of one dial; virtual stages bring their schedule along."""
-    stops = dial_values(case)
-    strategy = case.strategy
-    for name in _NEIGHBOUR_DIALS:
-        now = getattr(strategy, name)
-        at = stops[name].index(now)
-        for other in stops[name][max(at - 1, 0) : at] + stops[name][at + 1 : at + 2]:
-            change: dict[str, Any] = {name: other}
-            if name == "vp" and strategy.schedule in ("1f1b", "interleaved"):
-                change["schedule"] = "interleaved" if other > 1 else "1f1b"
-            yield change
-    for word in ("none", "selective", "full"):
-        if word != strategy.recompute:
-            yield {"recompute": word}
 
 
 def _planned(rows: Any) -> Iterator[tuple[Point, dict[str, Any]]]:

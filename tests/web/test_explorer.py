@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
 import simulator as sim
 from simulator.cli import run as run_command
@@ -211,6 +211,38 @@ def test_one_step_away_is_a_click_away(page: Page, server: Explorer) -> None:
     page.wait_for_function("() => location.hash.includes('tp=4')")
     settled(page)
     assert shown(page, "step_time_s") == step
+
+
+def test_every_picture_follows_a_dial_at_once_and_bounds_give_way_to_simulations(page: Page, server: Explorer) -> None:
+    visit(page, server, **SMALL)
+    pictures = ("waterfall", "memory", "timeline", "topology", "scatter")
+    before = {name: page.locator(f"#picture-{name}").inner_html() for name in pictures}
+    held: list[Route] = []
+    hold = True
+
+    def simulate(route: Route) -> None:
+        if hold:
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/api/scatter", simulate)
+    earlier = revision(page)
+    page.locator("#dial-pp").fill("4")
+    page.locator("#dial-pp").press("Enter")
+    page.wait_for_function("n => Number(document.body.dataset.revision) > n", arg=earlier)
+    # The first answer alone moved them all; of the neighbours it knows bounds.
+    assert all(page.locator(f"#picture-{name}").inner_html() != before[name] for name in pictures)
+    rows = page.locator("#rows-nearby tbody tr")
+    count = rows.count()
+    assert count > 4
+    assert rows.filter(has_text="at least").count() == count
+    assert page.locator("#picture-scatter .neighbour").count() == count
+    hold = False
+    for route in held:
+        route.continue_()
+    settled(page)
+    assert (rows.count(), rows.filter(has_text="at least").count()) == (count, 0)
 
 
 def test_the_link_brings_another_window_to_the_same_answer(

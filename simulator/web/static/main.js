@@ -15,6 +15,8 @@ let asking = false;
 let again = false;
 let revision = 0;
 let movedAt = 0;
+/** Neighbours that are simulated in one question: a dial that moves meanwhile waits for no more than these. */
+const AT_ONCE = 3;
 
 const width = (id) => Math.max(280, Math.floor(at(id).getBoundingClientRect().width));
 const say = (words) => { at("status").textContent = words; };
@@ -35,6 +37,8 @@ async function refresh() {
     dials.mark([]);
     showProblems([]);
     showAnswer(found);
+    points = found.scatter.points;
+    showScatter(found.scatter);
   } else {
     dials.mark(found.problems.map((problem) => problem.where));
     showProblems(found.problems);
@@ -52,12 +56,15 @@ async function refresh() {
   }
 }
 
-/** What is one step away; dropped if the state has moved on meanwhile. */
+/** Simulate what is one step away, a few at a time, in place of its bounds; ends where the state has moved on. */
 async function scatter(asked) {
-  const { ok, answer: found } = await ask("api/scatter", { state: JSON.parse(asked), width: width("picture-scatter"), planned });
-  if (!ok || asked !== JSON.stringify(state)) return;
-  points = found.points;
-  showScatter(found);
+  for (let simulate = AT_ONCE, left = 1; left > 0; simulate += AT_ONCE) {
+    const { ok, answer: found } = await ask("api/scatter", { state: JSON.parse(asked), width: width("picture-scatter"), planned, simulate });
+    if (!ok || asking || asked !== JSON.stringify(state)) return;
+    points = found.points;
+    showScatter(found);
+    left = found.left;
+  }
   document.body.dataset.scattered = asked;
 }
 

@@ -96,7 +96,8 @@ export function showScatter(view) {
     const name = element("button", row.name, "number");
     name.setAttribute("type", "button");
     name.dataset.point = row.key;
-    return [name, element("span", row.step), element("span", row.change), element("span", row.memory, row.fits ? "" : "over-limit")];
+    const least = row.bound ? "at least " : "";
+    return [name, element("span", least + row.step), element("span", row.change), element("span", row.memory, row.fits ? "" : "over-limit")];
   }));
 }
 

@@ -126,6 +126,36 @@ def test_a_neighbour_is_the_estimate_of_its_settings() -> None:
     assert fitting == sorted(fitting, reverse=True)
 
 
+def test_the_first_answer_holds_bounds_of_the_neighbours_and_the_next_ones_simulate_them() -> None:
+    first = estimate_view({"state": state()})["scatter"]
+    whole = scatter_view({"state": state()})
+    assert first["points"] == whole["points"]
+    assert (first["left"], whole["left"]) == (len(whole["nearby"]), 0)
+    assert {row["bound"] for row in first["nearby"]} == {True}
+    tips = [shape[3] for shape in first["picture"]["shapes"] if "neighbour" in str(shape[1].get("class"))]
+    assert len(tips) == len(whole["nearby"])
+    assert all(": at least " in tip for tip in tips)
+    some = scatter_view({"state": state(), "simulate": 3})
+    assert some["left"] == len(whole["nearby"]) - 3
+    assert sum(not row["bound"] for row in some["nearby"]) == 3
+    exact = {row["key"]: row for row in whole["nearby"]}
+    assert all(row == exact[row["key"]] for row in some["nearby"] if not row["bound"])
+    assert not any(row["bound"] for row in whole["nearby"])
+
+
+@pytest.mark.parametrize("simulate", [-5, 0, 10**9, "3", None, True])
+def test_how_many_to_simulate_is_read_with_care(simulate: Any) -> None:
+    view = scatter_view({"state": state(), "simulate": simulate})
+    assert view["left"] in {0, len(view["nearby"])}
+    assert (view["left"] > 0) == (simulate in (-5, 0))
+
+
+def test_neighbours_without_bounds_wait_for_their_simulation() -> None:
+    partly = state(recompute="full", recompute_layers=4)
+    assert estimate_view({"state": partly})["scatter"]["nearby"] == []
+    assert scatter_view({"state": partly})["nearby"]
+
+
 def test_virtual_stages_bring_their_schedule() -> None:
     view = scatter_view({"state": state()})
     assert {"vp": 2, "schedule": "interleaved"} in view["points"].values()
