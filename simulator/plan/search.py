@@ -20,7 +20,7 @@ from simulator.estimate import summarise
 from simulator.lowered import Costed, cost_step, run_costed
 from simulator.plan.bounds import least_step_time_s
 from simulator.plan.pool import Pool
-from simulator.plan.score import Question, layouts
+from simulator.plan.score import Question, Sieve
 from simulator.plan.space import Space
 from simulator.result import Estimate
 from simulator.spec.strategy import Strategy
@@ -153,12 +153,10 @@ class _Search:
 
     def _score(self) -> None:
         limit_bytes = self.question.cluster.device.memory_bytes * (1.0 + SLACK)
-        rows = self.space.rows()
-        for layout, orders, refused in layouts(self.space, self.question, rows, limit_bytes):
-            self.unfit += refused
-            if layout is None:
-                continue
-            ceiling = self.ceiling_s if self.cuts else _no_ceiling
+        ceiling = self.ceiling_s if self.cuts else _no_ceiling
+        sieve = Sieve(self.space, self.question, limit_bytes)
+        self.unfit += sieve.refused
+        for layout, orders in sieve.layouts(ceiling if self.cuts else None):
             for number, scores in enumerate(layout.scores(orders, ceiling), start=1):
                 self.scored += len(scores.positions)
                 fits = scores.memory_bytes <= limit_bytes
