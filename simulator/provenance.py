@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from simulator.cluster.members import distinct_devices
 from simulator.result import COMMUNICATION, Memory, Provenance, TimeParts
 from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
@@ -13,13 +14,13 @@ from simulator.spec.strategy import Strategy
 
 def provenance_of(model: ModelSpec, cluster: Cluster, framework: Framework) -> tuple[Provenance, ...]:
     """One entry per input that did not come from the caller."""
-    device = cluster.device
-    entries = [
-        Provenance(what=f"model {model.name}", kind="published", source=_joined(model.sources)),
-        Provenance(what=f"device {device.name}", kind="datasheet", source=_joined(device.sources)),
-        Provenance(what=f"kernels of {device.name}", kind=device.kernels.provenance, source=device.kernels.source),
-        Provenance(what=f"framework {framework.name}", kind="framework", source=_joined(framework.sources)),
-    ]
+    entries = [Provenance(what=f"model {model.name}", kind="published", source=_joined(model.sources))]
+    for device in distinct_devices(cluster):
+        entries += [
+            Provenance(what=f"device {device.name}", kind="datasheet", source=_joined(device.sources)),
+            Provenance(what=f"kernels of {device.name}", kind=device.kernels.provenance, source=device.kernels.source),
+        ]
+    entries.append(Provenance(what=f"framework {framework.name}", kind="framework", source=_joined(framework.sources)))
     entries += [
         Provenance(what=f"tier {tier.name}", kind="datasheet", source=_joined(tier.sources or cluster.sources))
         for tier in cluster.tiers
@@ -33,10 +34,11 @@ def _joined(sources: Mapping[str, str]) -> str:
 
 def notes_of(cluster: Cluster, run: Run, strategy: Strategy, framework: Framework) -> tuple[str, ...]:
     """What the reader must know: inherited or assumed constants, defaults taken."""
-    notes = []
-    kernels = cluster.device.kernels
-    if kernels.provenance != "fitted":
-        notes.append(f"Kernel constants of {cluster.device.name} are {kernels.provenance}: {kernels.source}")
+    notes = [
+        f"Kernel constants of {device.name} are {device.kernels.provenance}: {device.kernels.source}"
+        for device in distinct_devices(cluster)
+        if device.kernels.provenance != "fitted"
+    ]
     if not run.attention:
         notes.append(f"Attention is {framework.attention}, the default of {framework.name}.")
     if strategy.tp > 1 and strategy.sequence_parallel:
@@ -68,6 +70,7 @@ def regime_of(
 
 
 def peak_rank(memory: Memory) -> int:
-    """The pipeline rank whose peak is the highest."""
-    totals = [rank["total"] for rank in memory.per_stage]
-    return totals.index(max(totals))
+    """The pipeline rank whose peak is the highest, or closest to its own devices' memory where these are unequal."""
+    limits = memory.limits_bytes or (memory.limit_bytes,) * len(memory.per_stage)
+    over = [rank["total"] - limit for rank, limit in zip(memory.per_stage, limits, strict=True)]
+    return over.index(max(over))

@@ -58,8 +58,9 @@ def _tier_edges(cluster: Cluster) -> Iterator[Edge]:
         if index == 1:
             for device in range(cluster.devices):
                 top = f"{tier.name}.{device // tier.size}" if direct else f"nodes.{device // below}"
-                yield device, f"nic{device}", tier.bandwidth_bytes_per_s, 0.0, tier.name
-                yield f"nic{device}", top, tier.bandwidth_bytes_per_s, tier.latency_s / 2, tier.name
+                card = cluster.node_uplinks[device // cluster.devices_per_node] if cluster.node_uplinks else tier
+                yield device, f"nic{device}", card.bandwidth_bytes_per_s, 0.0, tier.name
+                yield f"nic{device}", top, card.bandwidth_bytes_per_s, tier.latency_s / 2, tier.name
         if not direct:
             lower = cluster.tiers[index - 1].name if index > 1 else "nodes"
             capacity = below * tier.bandwidth_bytes_per_s / tier.oversubscription

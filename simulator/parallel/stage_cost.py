@@ -15,7 +15,7 @@ from simulator.cluster.elementwise import maximum, minimum, where
 from simulator.cluster.network import collective_time_s
 from simulator.parallel.gradients import synchronisation
 from simulator.parallel.lower import Program, Stage
-from simulator.parallel.recompute import policy_of
+from simulator.parallel.recompute import policy_of, recomputed_layers
 from simulator.parallel.setting import Setting
 from simulator.parallel.states import accumulation_bytes, held_parameters
 from simulator.parallel.timing import PhaseTime, SegmentTime, exposed_s, segment_times
@@ -64,11 +64,11 @@ def stage_cost(
 
 
 def _sum_stage(stage: Stage, times: Mapping[str, SegmentTime], strategy: Strategy) -> StageCost:
-    left = strategy.recompute_layers or stage.layers
+    left = recomputed_layers(strategy, stage.layers)
     recompute: list[tuple[PhaseTime, Number]] = []
     for segment, count in stage.parts:
         recomputed = minimum(count, left) if segment.recomputable else count
-        left -= recomputed if segment.recomputable else 0
+        left = left - (recomputed if segment.recomputable else 0)
         recompute.append((times[segment.name].recompute, recomputed))
     return StageCost(
         forward=add_phases([(times[s.name].forward, count) for s, count in stage.parts]),
@@ -76,6 +76,22 @@ def _sum_stage(stage: Stage, times: Mapping[str, SegmentTime], strategy: Strateg
         weight_grad=add_phases([(times[s.name].weight_grad, count) for s, count in stage.parts]),
         recompute=add_phases(recompute),
     )
+
+
+def backward_s(cost: StageCost) -> Number:
+    """Seconds of a stage's whole backward: recomputation, B and W."""
+    return cost.recompute.total_s + cost.input_grad.total_s + cost.weight_grad.total_s
+
+
+def slowest_of(costs: Sequence[StageCost]) -> StageCost:
+    """One stage's cost on members that wait for each other: forward and backward each as on the slowest (numbers only).
+
+    The backward is taken whole: what of its communication sticks out of B and W together stands in B.
+    """
+    if len(costs) == 1:
+        return costs[0]
+    ahead, back = max(costs, key=lambda c: float(c.forward.total_s)), max(costs, key=lambda c: float(backward_s(c)))
+    return _replace(back, forward=ahead.forward)
 
 
 def add_phases(phases: Sequence[tuple[PhaseTime, Number]]) -> PhaseTime:

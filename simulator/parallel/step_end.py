@@ -42,6 +42,15 @@ class StepEnd:
         return self.reduce_s + self.optimizer_s + self.gather_s
 
 
+def slowest_end(ends: Sequence[StepEnd]) -> StepEnd:
+    """The end of the step of ranks that wait for each other, each part as on the slowest of them (numbers only)."""
+    reduce, update, gather = (
+        max(ends, key=lambda end: float(getattr(end, part))) for part in ("reduce_s", "optimizer_s", "gather_s")
+    )
+    return StepEnd(reduce_s=reduce.reduce_s, reduce_hidden_s=reduce.reduce_hidden_s, optimizer_s=update.optimizer_s,
+                   gather_s=gather.gather_s, gather_hidden_s=gather.gather_hidden_s)  # fmt: skip
+
+
 def step_end(stages: Sequence[Stage], costs: Sequence[StageCost], setting: Setting) -> StepEnd:
     """The end of the step of one rank.
 

@@ -51,18 +51,19 @@ def filled(
         host_slowdown_factor=file.host_slowdown_factor,
         price_usd_per_device_hour=price,
         node_devices=node_devices,
-        node_tiers=_node_tiers(file, tiers[0]),
+        node_tiers=_node_tiers(file, tiers[0], "bandwidth"),
+        node_uplinks=_node_tiers(file, tiers[1], "network_bandwidth") if len(tiers) > 1 else (),
         links=links,
         sources={"status": file.status, "cluster": file.source},
     )
 
 
-def _node_tiers(file: ClusterFile, inner: Tier) -> tuple[Tier, ...]:
-    """The innermost tier of each node, where groups of nodes say their own bandwidth."""
-    if all(group.bandwidth is None for group in file.node_groups):
+def _node_tiers(file: ClusterFile, tier: Tier, key: str) -> tuple[Tier, ...]:
+    """A tier as each node reaches it, where groups of nodes say their own bandwidth under `key`."""
+    if all(getattr(group, key) is None for group in file.node_groups):
         return ()
     return tuple(
-        replace(inner, bandwidth_bytes_per_s=group.bandwidth or inner.bandwidth_bytes_per_s)
+        replace(tier, bandwidth_bytes_per_s=getattr(group, key) or tier.bandwidth_bytes_per_s)
         for group in file.node_groups
         for _ in range(group.nodes)
     )

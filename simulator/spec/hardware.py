@@ -79,7 +79,8 @@ class Link:
 class Cluster(Drawable):
     """Equal nodes of equal devices joined by nested tiers.
 
-    Heterogeneous clusters list `node_devices` and `node_tiers`; a fabric of no regular kind lists its `links`.
+    Heterogeneous clusters list `node_devices`, `node_tiers` and `node_uplinks`; a fabric of no regular kind lists its
+    `links`.
     """
 
     name: str
@@ -96,6 +97,8 @@ class Cluster(Drawable):
     """Heterogeneous: the device of each node; empty when all equal `device`."""
     node_tiers: tuple[Tier, ...] = ()
     """Heterogeneous: the innermost tier of each node; empty when all equal `tiers[0]`."""
+    node_uplinks: tuple[Tier, ...] = ()
+    """Heterogeneous: the tier above as each node's network cards reach it; empty when all equal `tiers[1]`."""
     links: tuple[Link, ...] = ()
     """An explicit graph; empty when the tiers describe the fabric."""
     rank_devices: tuple[int, ...] = ()

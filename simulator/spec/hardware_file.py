@@ -174,6 +174,8 @@ class NodeGroup(_Table):
     nodes: Annotated[int, Field(ge=1)]
     bandwidth: BytesPerS | None = None
     """Of their innermost tier, where it is not the tier's own."""
+    network_bandwidth: BytesPerS | None = None
+    """Of their network cards into the tier above, where it is not the tier's own."""
 
 
 class LinkFile(_Table):

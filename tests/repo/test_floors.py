@@ -16,7 +16,7 @@ FLOORS = {
     3: ("cluster",),
     4: ("parallel",),
     5: ("schedule",),
-    6: ("provenance", "result", "intervals", "count", "check", "lowered", "breakdown", "estimate", "explain",
+    6: ("provenance", "result", "intervals", "count", "check", "lowered", "breakdown", "unequal", "estimate", "explain",
         "sensitivity"),
     7: ("plan", "sweep", "validate", "calibrate", "measure", "compare", "project", "serving", "fleet"),
     8: ("io", "report", "web"),
