@@ -53,11 +53,14 @@ def _runs(tables: tuple[str, ...], out: Path | None, plot: Path | None, *, as_js
     from simulator.validate.score import score
 
     rows = read_runs([Path(table) for table in tables])
-    scores = score(rows, estimator, CatalogFacts(), residuals=known_residuals(), progress=_progress(len(rows)))
+    facts = CatalogFacts()
+    scores = score(rows, estimator, facts, residuals=known_residuals(), progress=_progress(len(rows)))
     if out is not None:
+        from simulator.validate.newcomer import newcomers
         from simulator.validate.report import write_report
 
-        path = write_report(scores, out, reasons=known_reasons())
+        fresh = newcomers(rows, scores.rows, estimator, facts)
+        path = write_report(scores, out, reasons=known_reasons(), newcomers=fresh)
         click.echo(f"wrote {path}", err=True)
     draw(plot, lambda: measured_picture(scores.to_json()["rows"]))
     if as_json:

@@ -123,9 +123,19 @@ def _binned(row: PublishedRun, framework: Framework, taken: list[str]) -> Publis
 def _framework(row: PublishedRun, facts: Facts, taken: list[str]) -> Framework:
     name = framework_for(row.system, year_of(row), facts.frameworks, row.notes)
     if name is None:
-        name = "maxtext" if (row.device or "").startswith("tpu") else "pytorch"
+        name = _generic(row)
         taken.append(f"framework = {name} (no profile names {row.system!r})")
     return facts.frameworks[name]
+
+
+def _generic(row: PublishedRun) -> str:
+    """What an unheard-of system is taken for: XLA on TPUs; who splits layers or stages does as Megatron-Core, who
+    shards parameters as FSDP, and the rest as plain PyTorch."""
+    if (row.device or "").startswith("tpu"):
+        return "maxtext"
+    if max(row.tp or 1, row.pp or 1, row.ep or 1) > 1:
+        return "megatron-core"
+    return "torch-fsdp" if row.zero == 3 else "pytorch"
 
 
 def _run(row: PublishedRun, model: ModelSpec, framework: Framework, taken: list[str]) -> Run:

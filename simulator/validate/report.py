@@ -27,30 +27,35 @@ AIMS: Mapping[str, float] = {
 """Mean absolute step-time error each family is meant to reach (mixtures of experts among NVIDIA's: 0.15)."""
 
 
-def write_report(scores: Scores, folder: Path, *, reasons: Mapping[str, str] | None = None, plots: bool = True) -> Path:
+def write_report(
+    scores: Scores, folder: Path, *, reasons: Mapping[str, str] | None = None,
+    newcomers: Mapping[str, Mapping[str, Any]] | None = None, plots: bool = True,
+) -> Path:  # fmt: skip
     """Write REPORT.md, residuals.csv and scatter plots as SVG into `folder`; returns the path of the report.
 
-    Raises InputError when the folder cannot be written.
+    `newcomers` are figures of families without the profiles written for them alone (`validate/newcomer.py`). Raises InputError when the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         images = scatter_plots(scores, folder / "plots") if plots else {}
         path = folder / "REPORT.md"
-        path.write_text(report_text(scores, reasons or {}, images), encoding="utf-8")
+        path.write_text(report_text(scores, reasons or {}, images, newcomers or {}), encoding="utf-8")
         write_residuals(folder / "residuals.csv", scores.residuals, PROVENANCE)
     except OSError as error:
         raise InputError([Problem(f"cannot be written: {error.strerror}.", str(folder))]) from None
     return path
 
 
-def report_text(scores: Scores, reasons: Mapping[str, str], images: Mapping[str, Path]) -> str:
+def report_text(
+    scores: Scores, reasons: Mapping[str, str], images: Mapping[str, Path], newcomers: Mapping[str, Mapping[str, Any]]
+) -> str:
     """The report as Markdown."""
     document = scores.to_json()
     sections = [
         "# Predicted against published step times\n",
         _opening(document),
         "## By family\n",
-        _family_table(document["by_family"], document["overall"]),
+        _family_table(document["by_family"], document["overall"], newcomers),
         "## By regime\n",
         _regime_table(document["by_regime"]),
         "## Ranking, memory and out-of-memory verdicts\n",
@@ -77,6 +82,8 @@ def _opening(document: Mapping[str, Any]) -> str:
         f"calibration and the framework profiles alone: no constant here was fitted to a step time. Mean absolute\n"
         f"error {mean}, median {median}; one constant (an MFU) fitted to the same rows: {bar}. Errors are\n"
         f"(predicted - measured) / measured. Intervals are for 90 %, from the residuals of other families.\n"
+        f"\"As a newcomer\" is the mean error without the framework profiles that only this family uses (empty where\n"
+        f"it has none): what the profile is worth, and about what to expect of software that nobody here has read.\n"
     )
 
 
@@ -89,15 +96,18 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "".join(f"| {line} |\n" for line in lines)
 
 
-def _family_table(families: Mapping[str, Any], overall: Mapping[str, Any]) -> str:
-    header = ["family", "timed", "skipped", "mean", "aim", "median", "p90", "worst", "bias", "one constant, in sample",
-              "interval covers"]  # fmt: skip
+def _family_table(
+    families: Mapping[str, Any], overall: Mapping[str, Any], newcomers: Mapping[str, Mapping[str, Any]]
+) -> str:
+    header = ["family", "timed", "skipped", "mean", "aim", "median", "p90", "worst", "bias", "as a newcomer, mean",
+              "one constant, in sample", "interval covers"]  # fmt: skip
     rows = []
     for name, f in [*families.items(), ("**all**", overall)]:
         figures = [_percent(f.get(key)) for key in ("mean",)] + [_percent(AIMS.get(name), 0)]
         figures += [_percent(f.get(key)) for key in ("median", "p90", "worst", "bias")]
         covered = f["interval"].get("covered")
-        rows.append([name, f["rows"], f.get("skipped", ""), *figures, _percent(f["constant"].get("mean")),
+        fresh = newcomers.get(name, {}).get("mean")
+        rows.append([name, f["rows"], f.get("skipped", ""), *figures, _percent(fresh), _percent(f["constant"].get("mean")),
                      _percent(covered, 0)])  # fmt: skip
     return _table(header, rows)
 

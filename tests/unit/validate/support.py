@@ -50,8 +50,7 @@ class World:
     def frameworks(self) -> Mapping[str, Framework]:
         return {
             "soft": Framework(name="soft", systems=("Soft.*",), defaults=self.defaults),
-            "pytorch": Framework(name="pytorch"),
-            "maxtext": Framework(name="maxtext"),
+            **{name: Framework(name=name) for name in ("pytorch", "torch-fsdp", "megatron-core", "maxtext")},
         }
 
     def cluster(

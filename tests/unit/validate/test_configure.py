@@ -173,9 +173,11 @@ def test_notes_change_what_they_say() -> None:
 
 
 def test_an_unknown_system_falls_back_and_says_so() -> None:
+    """Who splits layers is taken for Megatron-Core, who shards parameters for FSDP, the rest for plain PyTorch."""
     found = configured(system="Unheard-of")
-    assert found.framework.name == "pytorch"
-    assert "framework = pytorch (no profile names 'Unheard-of')" in found.defaults
+    assert "framework = megatron-core (no profile names 'Unheard-of')" in found.defaults
+    assert configured(system="Unheard-of", tp=1, dp=8).framework.name == "pytorch"
+    assert configured(system="Unheard-of", tp=1, dp=8, zero=3).framework.name == "torch-fsdp"
 
 
 def built(**cells: Any) -> ModelSpec:

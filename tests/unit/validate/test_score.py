@@ -119,7 +119,7 @@ def test_the_report_names_families_reasons_and_skips(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "plots" / "f.svg").is_file()
     assert (tmp_path / "out" / "residuals.csv").read_text().count("\n") == 5
     plots = {"f": Path("plots/f.svg"), "g": Path("plots/g.svg")}
-    assert text == report_text(scores(), {"b": "half of it is missing"}, plots)
+    assert text == report_text(scores(), {"b": "half of it is missing"}, plots, {})
 
 
 def test_reasons_match_ids_first_then_expressions(tmp_path: Path) -> None:
