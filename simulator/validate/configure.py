@@ -130,7 +130,8 @@ def _framework(row: PublishedRun, facts: Facts, taken: list[str]) -> Framework:
 
 def _generic(row: PublishedRun) -> str:
     """What an unheard-of system is taken for: XLA on TPUs; who splits layers or stages does as Megatron-Core, who
-    shards parameters as FSDP, and the rest as plain PyTorch."""
+    shards parameters as FSDP, and the rest as plain PyTorch.
+    """
     if (row.device or "").startswith("tpu"):
         return "maxtext"
     if max(row.tp or 1, row.pp or 1, row.ep or 1) > 1:

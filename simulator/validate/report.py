@@ -33,7 +33,8 @@ def write_report(
 ) -> Path:  # fmt: skip
     """Write REPORT.md, residuals.csv and scatter plots as SVG into `folder`; returns the path of the report.
 
-    `newcomers` are figures of families without the profiles written for them alone (`validate/newcomer.py`). Raises InputError when the folder cannot be written.
+    `newcomers` are figures of families without the profiles written for them alone (`validate/newcomer.py`). Raises
+    InputError when the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,8 +83,8 @@ def _opening(document: Mapping[str, Any]) -> str:
         f"calibration and the framework profiles alone: no constant here was fitted to a step time. Mean absolute\n"
         f"error {mean}, median {median}; one constant (an MFU) fitted to the same rows: {bar}. Errors are\n"
         f"(predicted - measured) / measured. Intervals are for 90 %, from the residuals of other families.\n"
-        f"\"As a newcomer\" is the mean error without the framework profiles that only this family uses (empty where\n"
-        f"it has none): what the profile is worth, and about what to expect of software that nobody here has read.\n"
+        '"As a newcomer" is the mean error without the framework profiles that only this family uses (empty where it\n'
+        "has none): what the profile is worth, and about what to expect of software that nobody here has read.\n"
     )
 
 
@@ -107,8 +108,8 @@ def _family_table(
         figures += [_percent(f.get(key)) for key in ("median", "p90", "worst", "bias")]
         covered = f["interval"].get("covered")
         fresh = newcomers.get(name, {}).get("mean")
-        rows.append([name, f["rows"], f.get("skipped", ""), *figures, _percent(fresh), _percent(f["constant"].get("mean")),
-                     _percent(covered, 0)])  # fmt: skip
+        figures += [_percent(fresh), _percent(f["constant"].get("mean")), _percent(covered, 0)]
+        rows.append([name, f["rows"], f.get("skipped", ""), *figures])  # fmt: skip
     return _table(header, rows)
 
 
