@@ -14,7 +14,7 @@ FORMULAS: Mapping[str, tuple[str, str]] = {
     "step_time_s": ("sum of time.*: the rank that finishes last", "simulator/breakdown.py time_of"),
     "tokens_per_s": ("global_batch * (seq_len + target_seq_len) / step_time_s", "definition"),
     "mfu": ("model_flops_per_step / (peak FLOP/s of all devices * step_time_s)", "Chowdhery 2022 App. B"),
-    "hfu": ("executed FLOPs with recomputation and padding / (peak of all devices * step_time_s)", "Chowdhery 2022 App. B"),
+    "hfu": ("executed FLOPs, recomputed ones too / (peak of all devices * step_time_s)", "Chowdhery 2022 App. B"),
     "model_flops_per_step": ("global_batch * model FLOPs of one sequence", "simulator/arch/flops.py"),
     "peak_memory_bytes": ("sum of memory.*: the fullest pipeline rank", "simulator/parallel/memory.py"),
     "time.gemm": ("micro_batches * sum over linear layers of the tile-and-wave GEMM time, F + B + W",
