@@ -14,8 +14,11 @@ import pytest
 import simulator as sim
 from simulator.errors import InputError
 from simulator.io import trace
-from simulator.io.trace import STREAMS, trace_events, write_trace
+from simulator.io.trace import trace_events, write_trace
 from tests.support import dgx, gpt
+
+NANOSECOND = 1.01e-3
+"""In microseconds: times are written in whole nanoseconds."""
 
 
 @pytest.fixture(scope="module", params=["1f1b", "zb-h1", "dualpipe"])
@@ -36,13 +39,17 @@ def of(events: list[dict[str, Any]], phase: str) -> list[dict[str, Any]]:
 def test_every_task_is_a_slice_of_its_rank_and_stream(answer: sim.Estimate, events: list[dict[str, Any]]) -> None:
     table = answer.step().columns()
     slices = of(events, "X")
-    assert [(e["pid"], STREAMS[e["tid"]]) for e in slices] == list(
-        zip(table["rank"].tolist(), table["stream"].tolist(), strict=True)
+    names = ("rank", "stream", "stage", "micro_batch", "kind")
+    tasks = sorted(zip(*(table[name].tolist() for name in (*names, "start_s", "end_s")), strict=True))
+    drawn = sorted(
+        (e["pid"], e["cat"], e["args"]["stage"], e["args"]["micro_batch"], e["args"]["kind"], e["ts"], e["dur"])
+        for e in slices
     )
-    assert [e["ts"] for e in slices] == pytest.approx(table["start_s"] * 1e6, abs=1e-5)
-    assert [e["ts"] + e["dur"] for e in slices] == pytest.approx(table["end_s"] * 1e6, abs=1e-5)
+    assert [each[:5] for each in drawn] == [each[:5] for each in tasks]
+    assert [each[5] for each in drawn] == pytest.approx([each[5] * 1e6 for each in tasks], abs=NANOSECOND)
+    assert [each[5] + each[6] for each in drawn] == pytest.approx([each[6] * 1e6 for each in tasks], abs=NANOSECOND)
     last = max(e["ts"] + e["dur"] for e in of(events, "X"))
-    assert last == pytest.approx(table["end_s"].max() * 1e6, rel=1e-9)
+    assert last == pytest.approx(table["end_s"].max() * 1e6, abs=NANOSECOND)
     assert last > answer.timeline().makespan_s * 1e6
 
 
@@ -52,9 +59,9 @@ def test_the_end_of_the_step_is_on_every_rank(answer: sim.Estimate, events: list
         mine = {e["name"]: e for e in of(events, "X") if e["pid"] == rank and e["name"] in ("reduce", "optimizer")}
         assert (mine["reduce"]["cat"], mine["optimizer"]["cat"]) == ("gradients", "compute")
         done_us = answer.timeline().rank_end_s[rank] * 1e6 + float(end.reduce_s) * 1e6
-        assert mine["reduce"]["ts"] + mine["reduce"]["dur"] == pytest.approx(done_us, rel=1e-9)
-        assert mine["optimizer"]["ts"] == pytest.approx(done_us, rel=1e-9)
-        assert mine["optimizer"]["dur"] == pytest.approx(float(end.optimizer_s) * 1e6, rel=1e-6)
+        assert mine["reduce"]["ts"] + mine["reduce"]["dur"] == pytest.approx(done_us, abs=NANOSECOND)
+        assert mine["optimizer"]["ts"] == pytest.approx(done_us, abs=NANOSECOND)
+        assert mine["optimizer"]["dur"] == pytest.approx(float(end.optimizer_s) * 1e6, abs=NANOSECOND)
 
 
 def test_each_forward_has_its_backward(events: list[dict[str, Any]]) -> None:
@@ -74,6 +81,7 @@ def test_every_send_points_to_its_receive(answer: sim.Estimate, events: list[dic
     starts = {e["id"]: e for e in of(events, "s")}
     ends = {e["id"]: e for e in of(events, "f")}
     slices = {(e["pid"], e["tid"], e["ts"]) for e in of(events, "X")}
+    stream = {(e["pid"], e["tid"]): e["cat"] for e in of(events, "X")}
     line = answer.timeline()
     assert starts.keys() == ends.keys()
     assert len(starts) == int(line.sends.sum())
@@ -81,7 +89,7 @@ def test_every_send_points_to_its_receive(answer: sim.Estimate, events: list[dic
         end = ends[key]
         assert abs(start["pid"] - end["pid"]) == 1
         assert {(e["pid"], e["tid"], e["ts"]) for e in (start, end)} <= slices
-        assert (STREAMS[start["tid"]], STREAMS[end["tid"]]) == ("send", "receive")
+        assert (stream[start["pid"], start["tid"]], stream[end["pid"], end["tid"]]) == ("send", "receive")
 
 
 def test_memory_counts_up_to_the_estimates_peak_and_back(answer: sim.Estimate, events: list[dict[str, Any]]) -> None:
