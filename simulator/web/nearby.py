@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from simulator.cluster.members import as_slowest
+from simulator.cluster.members import is_unequal
 from simulator.errors import InputError
 from simulator.parallel.legal import check
 from simulator.plan.block import Block
@@ -85,13 +85,12 @@ def _changes(case: Case) -> Iterator[dict[str, Any]]:
 def bounds(case: Case, near: Sequence[Neighbour]) -> list[Bound]:
     """A bound of each neighbour, by the formulas of the planner over columns: close to its estimate, never above it.
 
-    Empty where the planner scores no such strategy: recomputation of only some layers.
+    Empty where the planner scores no such strategy: recomputation of only some layers, or unequal nodes.
     """
-    if case.strategy.recompute_layers or not near:
+    if case.strategy.recompute_layers or is_unequal(case.cluster) or not near:
         return []
     strategies = [each.case.strategy for each in near]
-    cluster, _ = as_slowest(case.cluster, case.run.precision)
-    question = Question(model=case.model, cluster=cluster, framework=case.framework,
+    question = Question(model=case.model, cluster=case.cluster, framework=case.framework,
                         run=replace(case.run, seq_len=case.run.seq_len or case.model.seq_len))  # fmt: skip
     space, rows = _space(case.strategy, strategies)
     distinct, places = np.unique(rows, return_inverse=True)

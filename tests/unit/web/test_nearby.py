@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -85,3 +86,10 @@ def test_recomputing_some_layers_only_is_not_bounded() -> None:
     state = {**SMALL, "recompute": "full", "recompute_layers": 4}
     case = read_case(state)
     assert bounds(case, neighbours(case, state)) == []
+
+
+def test_unequal_nodes_are_not_bounded() -> None:
+    case = read_case(SMALL)
+    slow = replace(case.cluster.device, memory_bytes=40 * 2.0**30)
+    unequal = replace(case, cluster=replace(case.cluster, node_devices=(slow, case.cluster.device)))
+    assert bounds(unequal, neighbours(case, SMALL)) == []
