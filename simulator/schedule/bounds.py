@@ -6,6 +6,7 @@ a first stage, equal middle stages and a last stage, and broadcasts over the deg
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -54,41 +55,58 @@ def lower_bound_s(
         raise InputError([f"unknown schedule {schedule!r}. {did_you_mean(schedule, SCHEDULES)}"])
     if schedule not in FUSED:
         return _split_bound(schedule, forward_s, backward_s, pp, micro_batches, send_forward_s)
-    forward = np.asarray(forward_s, np.float64)
-    backward = np.asarray(backward_s, np.float64)
-    stages = pp * vp
-    ahead = _sends(send_forward_s, stages)
-    back = _sends(send_backward_s, stages)
+    ahead, back = _sends(send_forward_s, pp * vp), _sends(send_backward_s, pp * vp)
+    ways = _ways(np.asarray(forward_s, np.float64), np.asarray(backward_s, np.float64), ahead, back, pp, vp)
     m = np.asarray(micro_batches)[..., None]
-    head = _before(forward + ahead)
-    tail = _before(backward + back)
-    shape = (*np.broadcast_shapes(forward.shape, backward.shape, head.shape, tail.shape)[:-1], vp, pp)
-    head, tail = np.broadcast_to(head, (*shape[:-2], stages)), np.broadcast_to(tail, (*shape[:-2], stages))
-    work_f = np.broadcast_to(forward, (*shape[:-2], stages)).reshape(shape)
-    work_b = np.broadcast_to(backward, (*shape[:-2], stages)).reshape(shape)
-    first = np.minimum(pp if schedule == "interleaved" else m, m)
-    if schedule == "interleaved":
-        group = np.where(np.asarray(group_size) == 0, pp, group_size)[..., None]
-        rest = m % group
-        first, closing = group, np.where(rest == 0, group, rest)
-    else:
-        closing = first
-    done_f = _before_chunk(work_f) * first[..., None]
-    done_b = _before_chunk(work_b) * closing[..., None]
-    opens = (head.reshape(shape) - done_f).max(axis=-2)
-    closes = (tail.reshape(shape) - done_b).max(axis=-2)
-    work = m * (work_f + work_b).sum(axis=-2)
-    bound = (opens + work + closes).max(axis=-1)
+    bound = _work_bound(schedule, ways, m, pp, group_size)
     # A rank's port is as busy as its sends are long; a rank's last send is on the way back already.
     held = m * _sending(ahead, back, pp) - back.max()
-    bound = np.maximum(bound, (head[..., :pp] + held + work * blocking + tail[..., :pp]).max(axis=-1))
+    work = m * (ways.forward + ways.backward).sum(axis=-2)
+    opens, closes = ways.head[..., 0, :], ways.tail[..., 0, :]
+    bound = np.maximum(bound, (opens + held + work * blocking + closes).max(axis=-1))
     if schedule in ("gpipe", "interleaved-bfs"):
-        bound = np.maximum(bound, _one_way(work_f, ahead, m) + _one_way(work_b, back, m))
+        bound = np.maximum(bound, _one_way(ways.forward, ahead, m) + _one_way(ways.backward, back, m))
     if schedule in ("1f1b", "eager-1f1b"):
-        both = head + tail
-        lap = both[..., -1:] + forward[..., -1:] + backward[..., -1:] - both
-        bound = np.maximum(bound, _laps(schedule, both, lap, backward, pp, m))
+        both = (ways.head + ways.tail)[..., 0, :]
+        turn = both[..., -1:] + ways.forward[..., 0, -1:] + ways.backward[..., 0, -1:]
+        bound = np.maximum(bound, _laps(schedule, both, turn - both, ways.backward[..., 0, :], pp, m))
     return np.asarray(bound, np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ways:
+    """Seconds of each stage and of the ways before it; axes (..., chunk, rank)."""
+
+    forward: Floats
+    backward: Floats
+    head: Floats
+    """Until the first micro-batch is there."""
+    tail: Floats
+    """From its gradient to the first stage."""
+
+
+def _ways(forward: Floats, backward: Floats, ahead: Floats, back: Floats, pp: int, vp: int) -> _Ways:
+    head, tail = _before(forward + ahead), _before(backward + back)
+    lead = np.broadcast_shapes(forward.shape, backward.shape, head.shape, tail.shape)[:-1]
+
+    def laid(values: Floats) -> Floats:
+        return np.broadcast_to(values, (*lead, pp * vp)).reshape(*lead, vp, pp)
+
+    return _Ways(laid(forward), laid(backward), laid(head), laid(tail))
+
+
+def _work_bound(schedule: str, ways: _Ways, m: npt.NDArray[Any], pp: int, group_size: Number) -> Floats:
+    """The way to each rank, all its work, and the way back, where earlier chunks may fill the ways of later ones."""
+    first = closing = m
+    if schedule == "interleaved":
+        first = np.where(np.asarray(group_size) == 0, pp, group_size)[..., None]
+        rest = m % first
+        closing = np.where(rest == 0, first, rest)
+    opens = (ways.head - _before_chunk(ways.forward) * first[..., None]).max(axis=-2)
+    closes = (ways.tail - _before_chunk(ways.backward) * closing[..., None]).max(axis=-2)
+    work = m * (ways.forward + ways.backward).sum(axis=-2)
+    found: Floats = (opens + work + closes).max(axis=-1)
+    return found
 
 
 def _split_bound(
