@@ -136,11 +136,17 @@ def head(model: ModelSpec, *, shard: Shard, kernels: Kernels) -> list[Operation]
 
 
 def _gather_logits(full_bytes: Number, shard: Shard) -> list[Operation]:
-    """Every tp rank receives the logits of the whole vocabulary; backward keeps its own slice."""
+    """Every tp rank receives the logits of the whole vocabulary; backward keeps its own slice.
+
+    What arrives rank after rank is joined along the vocabulary, and the slice cut from it: copies that read and write
+    (torch.distributed._functional_collectives all_gather_tensor with gather_dim > 0; Megatron-LM mappings.py
+    _gather_along_last_dim, _split_along_last_dim).
+    """
     if not is_split(shard.tp):
         return []
     gather = Collective(kind="all_gather", axis="tp", bytes=full_bytes)
-    return [Operation(name="head.gather", forward=(gather,))]
+    join, cut = (Pointwise(bytes=2 * moved, kernel="copy") for moved in (full_bytes, full_bytes / shard.tp))
+    return [Operation(name="head.gather", forward=(gather, join), input_grad=(cut,))]
 
 
 def _kept_input(model: ModelSpec, tokens: Number, kernels: Kernels) -> list[Operation]:

@@ -20,8 +20,15 @@ CALLS_S = 0.08
 """Elapsed time of one timing, so that a few collectives are averaged."""
 
 
+SHARED_REPEATS = 8
+"""Timings of the reference kernels in a row, while other ranks run them too."""
+
+
 def operation(kind: str, size_bytes: int, ranks: int, group: Any) -> Callable[[], None]:
-    """A collective on the full buffer of `size_bytes`, as `simulator.cluster` counts it."""
+    """A collective on the full buffer of `size_bytes`, as `simulator.cluster` counts it.
+
+    Gathers and scatters write to memory that is new in every call, as sharded training gives it to them.
+    """
     count = max(size_bytes // 4 // ranks, 1)
     full, part = torch.ones(count * ranks), torch.ones(count)
     parts = [torch.ones(count) for _ in range(ranks)]
@@ -29,8 +36,8 @@ def operation(kind: str, size_bytes: int, ranks: int, group: Any) -> Callable[[]
     me = members.index(dist.get_rank())
     calls: dict[str, Callable[[], Any]] = {
         "all_reduce": lambda: dist.all_reduce(full, group=group),
-        "reduce_scatter": lambda: dist.reduce_scatter_tensor(part, full, group=group),
-        "all_gather": lambda: dist.all_gather_into_tensor(full, part, group=group),
+        "reduce_scatter": lambda: dist.reduce_scatter_tensor(torch.empty_like(part), full, group=group),
+        "all_gather": lambda: dist.all_gather_into_tensor(torch.empty_like(full), part, group=group),
         "all_to_all": lambda: dist.all_to_all(list(full.chunk(ranks)), parts, group=group),
         "broadcast": lambda: dist.broadcast(full, members[0], group=group),
         "send": lambda: _ping(full, me, members, group),
@@ -82,7 +89,8 @@ def main() -> None:
                         times.setdefault(f"{kind} {count} {size}", []).append(pair)
             dist.barrier()
         for count in (1, *counts):
-            if rank < count:
+            # Long enough at once that the system deals out the cores as it does in a training step.
+            for _ in range(SHARED_REPEATS if rank < count else 0):
                 sharing.setdefault(str(count), []).append(reference.seconds())
             dist.barrier()
         del turn

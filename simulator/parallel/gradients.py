@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simulator.arch.operations import DTYPE_BYTES, Collective, Number
-from simulator.parallel.states import HeldParameters, parameter_bytes
+from simulator.arch.operations import Collective, Number
+from simulator.parallel.states import HeldParameters, parameter_bytes, wire_bytes
 from simulator.spec.run import Framework, Run
 from simulator.spec.strategy import Strategy
 
@@ -34,7 +34,7 @@ def synchronisation(held: HeldParameters, run: Run, strategy: Strategy, framewor
     forward and again in backward unless kept. With a shard group smaller than dp (HSDP) the shards are all-reduced
     between groups.
     """
-    wire = 4.0 if run.precision in ("fp32", "tf32") else DTYPE_BYTES[framework.gradient_reduce_dtype]
+    wire = wire_bytes(run, framework)
     tensor: tuple[Collective, ...] = ()
     if strategy.sequence_parallel and not _zero(held.replicated):
         tensor = (Collective(kind="all_reduce", axis="tp", bytes=held.replicated * wire),)

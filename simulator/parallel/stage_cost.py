@@ -17,7 +17,7 @@ from simulator.parallel.gradients import synchronisation
 from simulator.parallel.lower import Program, Stage
 from simulator.parallel.recompute import policy_of, recomputed_layers
 from simulator.parallel.setting import Setting
-from simulator.parallel.states import accumulation_bytes, held_parameters
+from simulator.parallel.states import accumulation_bytes, held_parameters, sharding_copy_bytes
 from simulator.parallel.timing import PhaseTime, SegmentTime, exposed_s, segment_times
 from simulator.spec.strategy import Strategy
 
@@ -130,6 +130,7 @@ def _with_shared_traffic(cost: StageCost, stage: Stage, micro_batches: Number, s
     if not sync.backward:
         return cost
     pieces = maximum(stage.layers, 1)
+    cost = _with_sharding_copies(cost, held.total, pieces, setting)
     scattered = _sharded_traffic(sync.backward, pieces, setting)
     cover = cost.input_grad.total_s + cost.weight_grad.total_s + cost.recompute.total_s
     late = prefetched_s(scattered, cover, pieces)
@@ -145,6 +146,22 @@ def _with_shared_traffic(cost: StageCost, stage: Stage, micro_batches: Number, s
         forward=with_part(cost.forward, "dp", shown, hidden_s=gathered - shown, kernels=pieces),
         input_grad=with_part(cost.input_grad, "dp", late, hidden_s=scattered - late, kernels=2 * pieces),
     )
+
+
+def _with_sharding_copies(cost: StageCost, held: Number, pieces: Number, setting: Setting) -> StageCost:
+    """Add what ZeRO-2 and 3 copy around their gathers (in forward, and in backward unless kept) and scatters."""
+    if setting.framework.sharded_copies == "none":
+        return cost
+    gathered, scattered = sharding_copy_bytes(held, setting.run, setting.framework)
+    strategy = setting.strategy
+
+    def grown(phase: PhaseTime, moved: Number) -> PhaseTime:
+        seconds = pieces * pointwise_time_s(setting.cluster.device, moved / pieces, kernel="copy")
+        return with_part(phase, "pointwise", seconds, kernels=pieces)
+
+    again = gathered if strategy.zero == 3 and strategy.reshard_after_forward else 0.0
+    forward = grown(cost.forward, gathered) if strategy.zero == 3 else cost.forward
+    return _replace(cost, forward=forward, input_grad=grown(cost.input_grad, scattered + again))
 
 
 def _replace(cost: StageCost, **changes: PhaseTime) -> StageCost:

@@ -191,6 +191,31 @@ def accumulation_bytes(held: Number, run: Run, framework: Framework) -> Number:
     return held * (2 * main + fresh)
 
 
+def sharding_copy_bytes(held: Number, run: Run, framework: Framework) -> tuple[Number, Number]:
+    """Bytes moved by the copies around one gather of so many parameters and one scatter of their gradients [B].
+
+    FSDP2 copies a gathered buffer out into tensors (split_with_sizes_copy: read, write) and gradients into the buffer
+    to scatter (chunk_cat: read, write in the wire's dtype) (torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py).
+    FSDP1's parameters are splits of a flat one, whose backward joins their gradients (_flat_param.py: read, write),
+    and the flat gradient is divided before it is sent (_runtime_utils.py _reduce_grad: read, write).
+
+    >>> from simulator.spec.run import Framework, Run
+    >>> sharding_copy_bytes(10, Run(global_batch=1, precision="bf16"), Framework(name="f", sharded_copies="both"))
+    (40.0, 60.0)
+    """
+    if framework.sharded_copies == "none":
+        return 0.0, 0.0
+    own, wire = parameter_bytes(run), wire_bytes(run, framework)
+    if framework.sharded_copies == "both":
+        return held * 2 * own, held * (own + wire)
+    return 0.0, held * (2 * own + 2 * wire)
+
+
+def wire_bytes(run: Run, framework: Framework) -> float:
+    """Bytes per gradient element that replicas send each other [B]."""
+    return 4.0 if run.precision in ("fp32", "tf32") else DTYPE_BYTES[framework.gradient_reduce_dtype]
+
+
 def optimizer_traffic_bytes(held: HeldParameters, run: Run, strategy: Strategy, framework: Framework) -> Number:
     """HBM bytes of one optimizer step of one rank [B].
 

@@ -10,11 +10,16 @@ import numpy as np
 from simulator.arch.operations import Collective, Number
 from simulator.cluster.device import pointwise_time_s
 from simulator.cluster.network import collective_time_s
-from simulator.parallel.gradients import synchronisation
+from simulator.parallel.gradients import Synchronisation, synchronisation
 from simulator.parallel.lower import Stage
 from simulator.parallel.setting import Setting
 from simulator.parallel.stage_cost import StageCost
-from simulator.parallel.states import HeldParameters, held_parameters, optimizer_traffic_bytes
+from simulator.parallel.states import (
+    HeldParameters,
+    held_parameters,
+    optimizer_traffic_bytes,
+    sharding_copy_bytes,
+)
 from simulator.parallel.timing import exposed_s
 
 
@@ -65,12 +70,22 @@ def step_end(stages: Sequence[Stage], costs: Sequence[StageCost], setting: Setti
     gather_s, gather_hidden = _bucketed(sync.gather, forward, setting, overlapped=setting.overlaps_param_gather)
     tensor_s = sum(_seconds(c, setting) for c in sync.tensor)
     return StepEnd(
-        reduce_s=reduce_s + tensor_s,
+        reduce_s=reduce_s + tensor_s + _copies_s(held, sync, setting),
         optimizer_s=optimizer_s(held, setting),
         gather_s=gather_s,
         reduce_hidden_s=reduce_hidden,
         gather_hidden_s=gather_hidden,
     )
+
+
+def _copies_s(held: HeldParameters, sync: Synchronisation, setting: Setting) -> Number:
+    """Seconds of copying gradients into the buffer that is scattered once per step (ZeRO-1, deferred ZeRO-2)."""
+    once = any(collective.kind == "reduce_scatter" for collective in sync.reduce)
+    if not once or setting.framework.sharded_copies == "none":
+        return 0.0
+    _, scattered = sharding_copy_bytes(held.total, setting.run, setting.framework)
+    result: Number = pointwise_time_s(setting.cluster.device, scattered, kernel="copy")
+    return result
 
 
 def _seconds(collective: Collective, setting: Setting) -> Number:

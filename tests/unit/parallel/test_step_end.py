@@ -11,6 +11,7 @@ from simulator.cluster.network import collective_time_s
 from simulator.cluster.placement import Group
 from simulator.count import count
 from simulator.lowered import cost_step
+from simulator.parallel.stage_cost import StageCost
 from simulator.parallel.step_end import step_end
 from simulator.parallel.timing import CHANNEL_SHARE
 
@@ -105,3 +106,27 @@ def test_buckets_end_as_a_queue_of_them_does(nodes: int, micro_batch: int, bucke
     exposed_s = done_s - backward_s
     displaced_s = CHANNEL_SHARE * total_s
     assert exposed_s - backward_s / buckets - 1e-9 <= float(end.reduce_s) <= exposed_s + displaced_s + 1e-9
+
+
+@pytest.mark.parametrize(("copies", "accesses"), [("none", 0), ("gradients", 8), ("both", 12)])
+def test_sharding_copies_what_fsdp_copies(copies: str, accesses: int) -> None:
+    """FSDP on one micro-batch in bf16, gradients sent in bf16. FSDP1 joins gradients (2 + 2 B) and divides them
+    (2 + 2 B); FSDP2 copies gathered parameters out twice (2 x (2 + 2) B) and gradients in (2 + 2 B)."""
+    model, cluster = sw.load_model("llama-2-7b"), replace(sw.load_cluster("dgx-a100"), nodes=1)
+    run = sw.Run(global_batch=8, seq_len=2048, precision="bf16")
+    strategy = sw.Strategy(dp=8, zero=3)
+    plain = replace(sw.load_framework("torch-fsdp"), sharded_copies="none", gradient_reduce_dtype="bf16")
+    given = replace(plain, sharded_copies=copies)
+    (without,), (with_copies,) = (
+        cost_step(model, cluster, run, strategy, software).costs[:1] for software in (plain, given)
+    )
+
+    def moving_s(cost: StageCost) -> float:
+        return float(cost.forward.parts["pointwise"] + cost.input_grad.parts["pointwise"])
+
+    pieces, device = 32, cluster.device
+    step_s = moving_s(with_copies) - moving_s(without)
+    moved = accesses * PARAMETERS
+    # Between streaming all of it at the memory's full speed and at three quarters of it plus a launch per piece.
+    assert moved / device.memory_bandwidth_bytes_per_s <= step_s * (1 + 1e-9)
+    assert step_s <= moved / (0.75 * device.memory_bandwidth_bytes_per_s) + 2 * pieces * 10e-6 * (accesses > 0)
