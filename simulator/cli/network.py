@@ -50,6 +50,7 @@ def command(as_json: bool, plot: Path | None, **options: Any) -> None:
       shardwise network dgx-h100 --nodes 4 --collective all_gather --group 32
       shardwise network llama3-24k-roce --tp 8 --pp 16 --order tp-cp-ep-pp-dp --plot axes.svg
     """
+    from simulator.cluster.members import uniform
     from simulator.cluster.placement import Group
     from simulator.cluster.survey import (
         SIZES_BYTES,
@@ -70,7 +71,7 @@ def command(as_json: bool, plot: Path | None, **options: Any) -> None:
         kind = options["collective"] or "all_reduce"
         collective = survey_collective(cluster, kind, group, sizes, algorithm=options["algorithm"])
     axes = survey_axes(cluster, groups, options["sizes"][0] if options["sizes"] else DEFAULT_BYTES)
-    draw(plot, lambda: network_figure(cluster, axes))
+    draw(plot, lambda: network_figure(uniform(cluster), axes))
     if as_json:
         print_json({
             "cluster": cluster.name, "devices": cluster.devices, "nodes": cluster.nodes,
@@ -82,13 +83,11 @@ def command(as_json: bool, plot: Path | None, **options: Any) -> None:
 
 
 def _cluster(options: Mapping[str, Any]) -> tuple[Cluster, list[str]]:
-    """The cluster at its slowest members, with its faults and its placement, and what was said about them."""
+    """The cluster with its faults and its placement, and what was said about them."""
     from simulator import catalog
-    from simulator.cluster.members import as_slowest
+    from simulator.cluster.members import plain_if_equal
 
-    cluster, unequal = as_slowest(catalog.load_cluster(options["cluster"], nodes=options["nodes"]))
-    cluster, said = fabric_of(cluster, options)
-    return cluster, [*unequal, *said]
+    return fabric_of(plain_if_equal(catalog.load_cluster(options["cluster"], nodes=options["nodes"])), options)
 
 
 def _groups(cluster: Cluster, options: Mapping[str, Any], said: list[str]) -> Mapping[str, Group]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.errors import InputError
-from simulator.spec.hardware import Cluster
+from simulator.spec.hardware import Cluster, Tier
 
 Floats = NDArray[np.float64]
 EXACT_FLOWS = 128
@@ -75,7 +75,9 @@ def with_collisions(cluster: Cluster, *, flows_per_device: int, paths: int, tier
         raise InputError([f"{cluster.name} has no network above {cluster.tiers[0].name} whose flows could collide."])
     units = cluster.tiers[tier - 1 if tier else 0].size
     slow = ecmp_slowdown(flows_per_device * min(units, paths), paths)
-    return _with_bandwidth(cluster, tier, cluster.tiers[tier].bandwidth_bytes_per_s / slow)
+    return _with_tier(
+        cluster, tier, lambda own: replace(own, bandwidth_bytes_per_s=own.bandwidth_bytes_per_s / slow)
+    )
 
 
 def off_rail(cluster: Cluster, share: float) -> Cluster:
@@ -88,17 +90,25 @@ def off_rail(cluster: Cluster, share: float) -> Cluster:
     for index, tier in enumerate(cluster.tiers):
         if not tier.rail_optimised:
             continue
-        beyond = cluster.tiers[min(index + 1, len(cluster.tiers) - 1)]
-        per_byte = (1 - share) / tier.bandwidth_bytes_per_s
-        per_byte += share * max(beyond.oversubscription / beyond.bandwidth_bytes_per_s, 1 / tier.bandwidth_bytes_per_s)
-        slower = replace(
-            tier, bandwidth_bytes_per_s=1 / per_byte, latency_s=tier.latency_s + share * 2 * beyond.latency_s
-        )
-        return replace(cluster, tiers=(*cluster.tiers[:index], slower, *cluster.tiers[index + 1 :]))
+        above = cluster.tiers[index + 1] if index + 1 < len(cluster.tiers) else None
+
+        def slower(own: Tier, above: Tier | None = above) -> Tier:
+            beyond = above or own
+            per_byte = (1 - share) / own.bandwidth_bytes_per_s
+            per_byte += share * max(
+                beyond.oversubscription / beyond.bandwidth_bytes_per_s, 1 / own.bandwidth_bytes_per_s
+            )
+            latency_s = own.latency_s + share * 2 * beyond.latency_s
+            return replace(own, bandwidth_bytes_per_s=1 / per_byte, latency_s=latency_s)
+
+        return _with_tier(cluster, index, slower)
     raise InputError([f"{cluster.name} has no rail-optimised tier, so no traffic can be off its rail."])
 
 
-def _with_bandwidth(cluster: Cluster, tier: int, bandwidth: float) -> Cluster:
-    tiers = list(cluster.tiers)
-    tiers[tier] = replace(tiers[tier], bandwidth_bytes_per_s=bandwidth)
-    return replace(cluster, tiers=tuple(tiers))
+def _with_tier(cluster: Cluster, tier: int, change: Callable[[Tier], Tier]) -> Cluster:
+    """The cluster with one tier changed, as every node reaches it."""
+    index = tier % len(cluster.tiers)
+    tiers = (*cluster.tiers[:index], change(cluster.tiers[index]), *cluster.tiers[index + 1 :])
+    inside = tuple(change(own) for own in cluster.node_tiers) if index == 0 else cluster.node_tiers
+    cards = tuple(change(own) for own in cluster.node_uplinks) if index == 1 else cluster.node_uplinks
+    return replace(cluster, tiers=tiers, node_tiers=inside, node_uplinks=cards)

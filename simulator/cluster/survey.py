@@ -9,8 +9,9 @@ from typing import Any
 
 from simulator.cluster import torus
 from simulator.cluster.link_loads import AXIS_KINDS, LinkLoad, bottleneck, link_loads
+from simulator.cluster.members import Kinds, is_unequal, kinds_of, uniform
 from simulator.cluster.network import bus_bandwidth_bytes_per_s, collective_time_s
-from simulator.cluster.placement import Group, placed_ranks
+from simulator.cluster.placement import Group, axis_ranks, placed_ranks
 from simulator.cluster.traffic_map import AxisPlacement, axis_placement, times_by_algorithm
 from simulator.errors import InputError, Problem
 from simulator.spec.hardware import Cluster
@@ -31,6 +32,8 @@ class SizeRow:
     """What was chosen, or forced."""
     by_algorithm_s: Mapping[str, float]
     """Seconds of every way to run it, the quickest first."""
+    by_member_s: Mapping[str, float]
+    """On unequal nodes, seconds of groups by their slowest member; the slowest group is `time_s`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,8 @@ class AxisSurvey:
     kind: str
     size_bytes: float
     time_s: float
+    by_member_s: Mapping[str, float]
+    """On unequal nodes, seconds of groups by their slowest member; the slowest group is `time_s`."""
     loads: tuple[LinkLoad, ...]
     ranks: tuple[int, ...]
     """Devices of the first group."""
@@ -59,7 +64,7 @@ class AxisSurvey:
 def survey_collective(
     cluster: Cluster, kind: str, group: Group, sizes: Sequence[float] = SIZES_BYTES, *, algorithm: str | None = None
 ) -> CollectiveSurvey:
-    """Times of a collective on one group while all groups like it run.
+    """Times of a collective on one group while all groups like it run; on unequal nodes the slowest of them.
 
     Raises InputError for groups larger than the cluster, unknown kinds, and algorithms that cannot run it.
     """
@@ -68,15 +73,56 @@ def survey_collective(
         message = f"group({group.size}) * stride({group.stride}) reaches device {reach - 1} of {cluster.devices}."
         raise InputError([Problem(message, "--group", f"At most {cluster.devices // max(group.stride, 1)} ranks.")])
     rows = tuple(_row(cluster, kind, group, size, algorithm) for size in sizes)
-    return CollectiveSurvey(kind=kind, group=group, rows=rows, bottleneck=bottleneck(cluster, kind, group))
+    return CollectiveSurvey(kind=kind, group=group, rows=rows, bottleneck=bottleneck(uniform(cluster), kind, group))
 
 
 def _row(cluster: Cluster, kind: str, group: Group, size_bytes: float, algorithm: str | None) -> SizeRow:
-    time_s = float(collective_time_s(cluster, kind, size_bytes, group, algorithm=algorithm))
-    by = _by_algorithm(cluster, kind, group, size_bytes, time_s)
+    members = times_by_member(cluster, kind, size_bytes, group, algorithm=algorithm)
+    slow = uniform(cluster)
+    time_s = max(members.values(), default=0.0) or float(
+        collective_time_s(slow, kind, size_bytes, group, algorithm=algorithm)
+    )
+    by = _by_algorithm(slow, kind, group, size_bytes, time_s)
     bus = float(bus_bandwidth_bytes_per_s(kind, size_bytes, int(group.size), time_s)) if time_s else 0.0
-    return SizeRow(size_bytes=size_bytes, time_s=time_s, bus_bytes_per_s=bus, by_algorithm_s=by,
+    return SizeRow(size_bytes=size_bytes, time_s=time_s, bus_bytes_per_s=bus, by_algorithm_s=by, by_member_s=members,
                    algorithm=algorithm or next(iter(by), "none"))  # fmt: skip
+
+
+def times_by_member(
+    cluster: Cluster, kind: str, size_bytes: float, group: Group, *, algorithm: str | None = None
+) -> dict[str, float]:
+    """Seconds of the groups of an axis by their slowest member, the slowest first; empty on equal nodes [s]."""
+    if not is_unequal(cluster):
+        return {}
+    kinds = kinds_of(cluster)
+    found: dict[str, float] = {}
+    for inside, uplink, several in sorted(_slowest_members(kinds, group)):
+        felt = kinds.felt(inside, inside, uplink)
+        label = kinds.members[uplink].uplink_label if several else kinds.members[inside].label
+        seconds = float(collective_time_s(felt, kind, size_bytes, group, algorithm=algorithm))
+        found[label] = max(found.get(label, 0.0), seconds)
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _slowest_members(kinds: Kinds, group: Group) -> set[tuple[int, int, bool]]:
+    """Of every group: the kind with the slowest links inside, to the network, and whether it spans several nodes."""
+    cluster, order = kinds.cluster, kinds.by_uplink.tolist()
+    found = set()
+    for ranks in _groups_like(cluster, group):
+        nodes = {rank // cluster.devices_per_node for rank in ranks}
+        held = {int(kinds.of_node[node]) for node in nodes}
+        found.add((min(held), next(kind for kind in order if kind in held), len(nodes) > 1))
+    return found
+
+
+def _groups_like(cluster: Cluster, group: Group) -> Sequence[Sequence[int]]:
+    """Every group of an axis; of groups that do not tile the cluster, those that fit one after the other."""
+    extent = int(group.size) * int(group.stride)
+    if int(group.blocks) > 1 or cluster.devices % extent == 0:
+        return axis_ranks(cluster, group)
+    starts = (first + i for first in range(0, cluster.devices - extent + 1, extent) for i in range(int(group.stride)))
+    place = cluster.rank_devices
+    return [[place[rank] for rank in group.ranks(start)] if place else group.ranks(start) for start in starts]
 
 
 def _by_algorithm(
@@ -97,14 +143,22 @@ def _by_algorithm(
 def survey_axes(
     cluster: Cluster, groups: Mapping[str, Group], size_bytes: float, kinds: Mapping[str, str] = AXIS_KINDS
 ) -> tuple[AxisSurvey, ...]:
-    """Every axis of more than one rank, with `size_bytes` of its own collective on all its groups at once."""
+    """Every axis of more than one rank, with `size_bytes` of its own collective on all its groups at once.
+
+    On unequal nodes the slowest group counts, and loads are those of the slowest links.
+    """
+    slow = uniform(cluster)
+    members = {axis: times_by_member(cluster, kinds[axis], size_bytes, group) for axis, group in groups.items()
+               if int(group.size) > 1}  # fmt: skip
     return tuple(
         AxisSurvey(
-            placement=axis_placement(cluster, axis, group),
+            placement=axis_placement(slow, axis, group),
             kind=kinds[axis],
             size_bytes=size_bytes,
-            time_s=float(collective_time_s(cluster, kinds[axis], size_bytes, group)),
-            loads=link_loads(cluster, kinds[axis], size_bytes, group),
+            time_s=max(members[axis].values(), default=0.0)
+            or float(collective_time_s(slow, kinds[axis], size_bytes, group)),
+            by_member_s=members[axis],
+            loads=link_loads(slow, kinds[axis], size_bytes, group),
             ranks=placed_ranks(group, cluster.rank_devices) if cluster.rank_devices else group.ranks(),
         )
         for axis, group in groups.items()
@@ -134,6 +188,7 @@ def axis_document(found: AxisSurvey) -> dict[str, Any]:
         "kind": found.kind,
         "size_bytes": found.size_bytes,
         "time_s": found.time_s,
+        "by_member_s": dict(found.by_member_s),
         "first_group": list(found.ranks),
         "loads": [_load_document(load) for load in found.loads],
     }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simulator.cluster.link_loads import LinkLoad
+from simulator.cluster.members import distinct_devices
 from simulator.cluster.survey import AxisSurvey, CollectiveSurvey, SizeRow
 from simulator.report.text import rendered, table
-from simulator.spec.hardware import Cluster
+from simulator.spec.hardware import Cluster, Tier
 from simulator.units import format_bandwidth, format_bytes, format_count, format_time
 
 SHOWN_ALGORITHMS = 4
@@ -18,12 +19,18 @@ def network_text(
     cluster: Cluster, collective: CollectiveSurvey | None, axes: Sequence[AxisSurvey], said: Sequence[str] = ()
 ) -> str:
     """Tiers, then the collective by size, then the axes, then what was assumed."""
-    head = f"{cluster.name}: {cluster.devices:,} devices ({cluster.device.name}), {cluster.nodes:,} nodes"
+    names = ", ".join(device.name for device in distinct_devices(cluster))
+    head = f"{cluster.name}: {cluster.devices:,} devices ({names}), {cluster.nodes:,} nodes"
     items: list[Any] = [head, "", _tiers(cluster)]
     if collective is not None:
         items += [_times(collective), *_held_back(collective.bottleneck), ""]
+        if collective.rows[-1].by_member_s:
+            last = collective.rows[-1]
+            items.append(_members(last.size_bytes, [(f"{collective.group.size} ranks", last.by_member_s)]))
     if axes:
         items += [_axes(axes), _loads(axes)]
+        if any(found.by_member_s for found in axes):
+            items.append(_members(axes[0].size_bytes, [(found.placement.axis, found.by_member_s) for found in axes]))
     return rendered([*items, *(f"- {note}" for note in said)])
 
 
@@ -36,10 +43,24 @@ def _tiers(cluster: Cluster) -> Any:
         thin = f"{tier.oversubscription:g}:1" if tier.oversubscription > 1 else ""
         shape = "x".join(map(str, tier.shape))
         rows.append((tier.name, f"{tier.topology} {shape}".strip(), joins, f"{units:,}",
-                     format_bandwidth(tier.bandwidth_bytes_per_s), format_time(tier.latency_s), thin))  # fmt: skip
+                     _rates(cluster, tier), format_time(tier.latency_s), thin))  # fmt: skip
         below = tier.size
     columns = ("tier", "topology", "joins", "units", "per device, one way", "latency", "oversubscribed")
     return table("Tiers, from the inside out", columns, rows)
+
+
+def _rates(cluster: Cluster, tier: Tier) -> str:
+    """A tier's bandwidth, or that of the slowest and of the fastest node."""
+    own = {0: cluster.node_tiers, 1: cluster.node_uplinks}.get(cluster.tiers.index(tier), ()) or (tier,)
+    rates = sorted({each.bandwidth_bytes_per_s for each in own})
+    return " to ".join(format_bandwidth(rate) for rate in dict.fromkeys((rates[0], rates[-1])))
+
+
+def _members(size_bytes: float, groups: Sequence[tuple[str, Mapping[str, float]]]) -> Any:
+    """Groups of unequal nodes by their slowest member."""
+    rows = [(name, label, format_time(seconds)) for name, by_member in groups for label, seconds in by_member.items()]
+    columns = ("axis", "slowest member", f"time of {format_bytes(size_bytes)}")
+    return table("Groups by their slowest member", columns, rows)
 
 
 def _times(found: CollectiveSurvey) -> Any:

@@ -12,7 +12,10 @@ from simulator import catalog
 from simulator.arch.flops import work_flops
 from simulator.arch.operations import DTYPE_BYTES, AttentionCore, Gemm, GroupedGemm, Lookup, Pointwise, Work
 from simulator.cluster.device import peak_flops_per_s
+from simulator.cluster.members import is_unequal, plain_if_equal
 from simulator.lowered import cost_step
+from simulator.parallel.lower import Program
+from simulator.parallel.setting import Setting
 from simulator.parallel.timing import KIND_OF, PHASES, work_times_s
 from simulator.report.plot_style import INK, QUIET, RULE, colour, grid, new_figure, styled
 from simulator.report.svg_bars import word
@@ -20,6 +23,7 @@ from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
 from simulator.spec.run import Framework, Run
 from simulator.spec.strategy import Strategy
+from simulator.unequal import cost_unequal, slowest_seat
 from simulator.units import format_bandwidth, format_flop_rate
 
 if TYPE_CHECKING:
@@ -81,11 +85,27 @@ def layer_kernels(
 ) -> tuple[KernelPoint, ...]:
     """Every kernel of the model's most common layer on one rank, forward and backward, with its time.
 
-    Pointwise kernels whose FLOPs are not counted are left out. Raises InputError as `estimate` does.
+    Pointwise kernels whose FLOPs are not counted are left out. Of unequal nodes it is the slowest rank.
+    Raises InputError as `estimate` does.
     """
+    return _kernels(*_one_rank(model, cluster, run, strategy, framework))
+
+
+def _one_rank(
+    model: ModelSpec, cluster: Cluster, run: Run, strategy: Strategy, framework: Framework | None
+) -> tuple[Program, Setting]:
+    """The program and what it runs on: of unequal nodes, the rank whose stage takes longest."""
     software = framework if framework is not None else catalog.load_framework(run.framework)
-    costed = cost_step(model, cluster, run, strategy, software)
-    counts = {segment.name: (count, segment) for stage in costed.program.stages for segment, count in stage.parts
+    cluster = plain_if_equal(cluster)
+    if not is_unequal(cluster):
+        costed = cost_step(model, cluster, run, strategy, software)
+        return costed.program, costed.setting
+    step = cost_unequal(model, cluster, run, strategy, software)
+    return step.program, step.settings[slowest_seat(step, range(strategy.pp))]
+
+
+def _kernels(program: Program, setting: Setting) -> tuple[KernelPoint, ...]:
+    counts = {segment.name: (count, segment) for stage in program.stages for segment, count in stage.parts
               if segment.recomputable}  # fmt: skip
     segment = max(counts.values(), key=lambda held: held[0])[1]
     named = [
@@ -95,7 +115,7 @@ def layer_kernels(
         for work in getattr(operation, phase)
         if type(work) in KIND_OF
     ]
-    seconds = work_times_s([work for _, work in named], cluster, costed.setting.groups)
+    seconds = work_times_s([work for _, work in named], setting.cluster, setting.groups)
     points = []
     for (name, work), time_s in zip(named, seconds, strict=True):
         flops = float(work.flops) if isinstance(work, Pointwise) else float(work_flops(work))
@@ -110,8 +130,8 @@ def roofline_picture(
     model: ModelSpec, cluster: Cluster, run: Run, strategy: Strategy, *, framework: Framework | None = None
 ) -> Figure:
     """Intensity against achieved rate of every kernel of one layer, under the device's two roofs."""
-    points = layer_kernels(model, cluster, run, strategy, framework=framework)
-    device = cluster.device
+    program, setting = _one_rank(model, cluster, run, strategy, framework)
+    points, device = _kernels(program, setting), setting.cluster.device
     peak = peak_flops_per_s(device, run.precision)
     bandwidth = device.memory_bandwidth_bytes_per_s
     figure = new_figure(7.2, 4.4)

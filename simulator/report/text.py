@@ -78,6 +78,7 @@ def estimate_text(answer: Estimate, said: Sequence[str] = ()) -> str:
         table("Where the time goes", ("part", "time", "share", "hidden beside"), time_rows),
         table("Memory of the fullest rank", ("part", "bytes", "share"), memory_rows),
         _ranks(answer),
+        _members(answer),
     ]
     if traffic_rows:
         items.append(table("Sent per device and step", ("axis", "bytes"), traffic_rows))
@@ -99,6 +100,23 @@ def _ranks(answer: Estimate) -> Any:
     names = ("weights", "gradients", "optimizer", "activations", "total")
     rows = [(str(index), *(format_bytes(rank.get(name, 0.0)) for name in names)) for index, rank in shown]
     return table(f"Memory by pipeline rank ({len(ranks)} ranks)", ("rank", *names), rows)
+
+
+def _members(answer: Estimate) -> Any:
+    """Of unequal nodes: the slowest of every pipeline rank, and its devices' memory; equal neighbours in one row."""
+    if not answer.members:
+        return ""
+    rows: list[tuple[str, ...]] = []
+    for row in answer.members:
+        nodes = ", ".join(f"{count} {name}" for name, count in sorted(row["nodes_by_device"].items()))
+        said = (nodes, row["slowest"] if row["kinds"] > 1 else "", format_bytes(row["memory_bytes"]))
+        if rows and rows[-1][1:] == said:
+            first = rows.pop()[0].split(" to ")[0]
+            rows.append((f"{first} to {row['rank']}", *said))
+        else:
+            rows.append((str(row["rank"]), *said))
+    columns = ("rank", "nodes", "waits for", "memory per device")
+    return table(f"Unequal nodes by pipeline rank ({len(answer.members)} ranks)", columns, rows)
 
 
 def term_text(term: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from simulator.breakdown import time_of
 from simulator.cluster.members import as_slowest
 from simulator.lowered import run_step
 from simulator.parallel.step_end import step_end
+from simulator.report.text import estimate_text
 from simulator.spec.hardware import Cluster, Device
 from simulator.spec.run import Framework
 from simulator.unequal import cost_unequal, run_unequal
@@ -223,6 +224,16 @@ def test_notes_name_the_members_of_every_stage() -> None:
     assert f"waits for node 3 ({A.name}, " in named
     assert "exchanges within nodes as node 3" in named
     assert any("all devices' peaks" in note for note in notes)
+
+
+def test_the_table_names_them_too() -> None:
+    """Equal neighbours share a row; the rank that holds both kinds says which node it waits for."""
+    text = estimate_text(cost(nodes(B, B, B, B, B, B, A, B), tp=8, pp=4, dp=2))
+    (first,) = (line for line in text.splitlines() if line.startswith(" 0 to 2"))
+    assert "2 twice" in first
+    (last,) = (line for line in text.splitlines() if line.startswith(" 3 ") and f"1 {A.name}" in line)
+    assert "node 6" in last
+    assert "Unequal nodes by pipeline rank" not in estimate_text(cost(equal(A, 4), tp=8, pp=4))
 
 
 def test_provenance_holds_every_device() -> None:
