@@ -1,15 +1,20 @@
-"""shardwise plan: the best strategy of the whole legal space, with its proof and reasons."""
+"""shardwise plan: the best strategy of the whole legal space, with its proof and reasons; and how many devices."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from simulator.cli.options import draw, json_option, plot_option, print_json
-from simulator.cli.quantities import Quantity
+from simulator.cli.quantities import FiniteRange, Quantity
+
+if TYPE_CHECKING:
+    from simulator.spec.model import ModelSpec
+    from simulator.spec.run import Run
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -18,6 +23,10 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.argument("model")
 @click.argument("cluster")
 @click.option("--nodes", type=int, help="Nodes of the cluster (its own number otherwise).")
+@click.option("--devices", metavar="COUNTS", help="Plan every count: 256..16384 doubles, 512..1024:64 steps, commas "
+              "join.")  # fmt: skip
+@click.option("--scaling", type=click.Choice(("both", "strong", "weak")), default="both", show_default=True,
+              help="With --devices: hold the batch (strong), or the batch per device (weak).")  # fmt: skip
 @click.option("--global-batch", type=int, help="Sequences per step.")
 @click.option("--seq-len", type=int, help="Tokens per sequence (default: the model's).")
 @click.option("--target-seq-len", type=int, help="Decoder tokens of an encoder-decoder.")
@@ -27,49 +36,108 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--attention", metavar="KIND", help="fused or unfused (default: the framework's).")
 @click.option("--run", "run_file", type=_FILE, help="Run TOML; options override it.")
 @click.option("--objective", metavar="NAME", default="tokens_per_s", show_default=True,
-              help="tokens_per_s, step_time, tokens_per_s_per_device, memory (most left free) or dollars.")  # fmt: skip
+              help="tokens_per_s, step_time, tokens_per_s_per_device, memory (most left free), dollars, or devices "
+              "(the fewest that meet --deadline).")  # fmt: skip
 @click.option("--tokens", type=Quantity("count"), help='Tokens to train on, as in "300B" (default: 20 per parameter).')
 @click.option("--price", type=Quantity("price"), help='Price of a device hour, as in "2.50 USD/h" (default: the '
               "catalogue's).")  # fmt: skip
+@click.option("--deadline", type=Quantity("time"), help='For the objective devices: time to train, as in "30 d".')
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Strategies to show.")
 @click.option("--fix", multiple=True, metavar="NAME=VALUE", help="Give a field one value, as tp=8 (repeatable).")
 @click.option("--allow", multiple=True, metavar="NAME=VALUES",
               help="Values or a range, as tp=1..8, schedule=1f1b,zbv or schedule=all (repeatable).")  # fmt: skip
 @click.option("--forbid", multiple=True, metavar="NAME=VALUES", help="Values to leave out, as recompute=full.")
-@click.option("--time-limit", type=float, metavar="SECONDS", help="Stop then: the best so far, and the gap.")
-@plot_option("Draw the answers: step time against memory.")
+@click.option("--time-limit", type=FiniteRange(0, 1e9), metavar="SECONDS",
+              help="Stop then: the best so far, and the gap.")  # fmt: skip
+@plot_option("Draw the answers: step time against memory, or what --devices or --deadline asks about.")
 @json_option
 def command(as_json: bool, plot: Path | None, **options: Any) -> None:
     """Find the best strategy for MODEL on all devices of CLUSTER, and prove it.
 
     \b
-    Example:
+    Examples:
       shardwise plan gpt3-175b dgx-a100 --nodes 128 --global-batch 1536
+      shardwise plan gpt3-175b dgx-a100 --devices 256..16384 --global-batch 1536 --tokens 300B --plot scaling.png
+      shardwise plan gpt3-175b dgx-a100 --objective devices --deadline "30 d" --tokens 300B --global-batch 1536
     """
     from simulator import catalog
     from simulator.errors import all_of
-    from simulator.plan.planner import FOREVER_S, plan
+    from simulator.plan.counts import counts_of
     from simulator.plan.words import limits_of
-    from simulator.report.plan import plan_text
     from simulator.spec.run import Run
 
-    model, cluster, fields, limits = all_of(
+    _check_together(options)
+    model, _, fields, limits, counts = all_of(
         lambda: catalog.load_model(options["model"]),
         lambda: catalog.load_cluster(options["cluster"], nodes=options["nodes"]),
         lambda: _run_fields(options),
         lambda: limits_of(options["fix"], options["allow"], options["forbid"]),
+        lambda: None if options["devices"] is None else counts_of(options["devices"]),
     )
-    run = Run(**fields)
-    answer = plan(
-        model, cluster, run, objective=options["objective"], limit=options["top"], fix=limits.fix, allow=limits.allow,
-        within=limits.within, forbid=limits.forbid, time_limit_s=options["time_limit"] or FOREVER_S,
-        tokens=options["tokens"], conditions=_conditions(options["price"]),
-    )  # fmt: skip
-    draw(plot, answer.plot)
+    wanted = {"limit": options["top"], "fix": limits.fix, "allow": limits.allow, "within": limits.within,
+              "forbid": limits.forbid, "tokens": options["tokens"], "conditions": _conditions(options["price"]),
+              **({} if options["time_limit"] is None else {"time_limit_s": options["time_limit"]})}  # fmt: skip
+    answer = _deadline if options["objective"] == "devices" else _one if counts is None else _curves
+    document, text, picture = answer(model, Run(**fields), counts, options, wanted)
+    draw(plot, picture)
     if as_json:
-        print_json(answer.to_dict())
+        print_json(document)
     else:
-        click.echo(plan_text(answer))
+        click.echo(text)
+
+
+def _check_together(options: Mapping[str, Any]) -> None:
+    """Options that exclude or need each other."""
+    counted = options["objective"] == "devices"
+    if options["nodes"] is not None and (options["devices"] is not None or counted):
+        raise click.UsageError("--nodes gives one number of devices and --devices, or the objective devices, asks for "
+                               "others: leave --nodes out.")  # fmt: skip
+    if counted != (options["deadline"] is not None):
+        raise click.UsageError("--deadline and --objective devices belong together: give both, or neither.")
+
+
+def _one(model: ModelSpec, run: Run, counts: object, options: Mapping[str, Any], wanted: Mapping[str, Any]) -> Any:
+    """The plan for the devices that the cluster has."""
+    from simulator import catalog
+    from simulator.plan.planner import plan
+    from simulator.report.plan import plan_text
+
+    del counts
+    cluster = catalog.load_cluster(options["cluster"], nodes=options["nodes"])
+    answer = plan(model, cluster, run, objective=options["objective"], **wanted)
+    return answer.to_dict(), plan_text(answer), answer.plot
+
+
+def _curves(model: ModelSpec, run: Run, counts: Any, options: Mapping[str, Any], wanted: Mapping[str, Any]) -> Any:
+    """Scaling curves; the document is that of the best count's plan, with the curves beside it."""
+    from simulator import catalog
+    from simulator.plan.scaling import KINDS, scaling
+    from simulator.report.plot_scaling import curves_picture
+    from simulator.report.scaling import scaling_text
+
+    kinds = KINDS if options["scaling"] == "both" else (options["scaling"],)
+    shared = {**wanted, **({"time_limit_s": wanted["time_limit_s"] / len(kinds)} if "time_limit_s" in wanted else {})}
+    curves = [
+        scaling(model, partial(catalog.load_cluster, options["cluster"]), run, counts, kind=kind,
+                objective=options["objective"], **shared)
+        for kind in kinds
+    ]  # fmt: skip
+    best = curves[0].best.plan
+    document = {**(best.to_dict() if best else {}), "scaling": {curve.kind: curve.to_dict() for curve in curves}}
+    return document, scaling_text(curves), lambda: curves_picture(curves)
+
+
+def _deadline(model: ModelSpec, run: Run, counts: Any, options: Mapping[str, Any], wanted: Mapping[str, Any]) -> Any:
+    """The fewest devices in time; the document is that of their plan, with the counts tried beside it."""
+    from simulator import catalog
+    from simulator.plan.scaling import fewest_devices
+    from simulator.report.scaling import deadline_text
+
+    answer = fewest_devices(model, partial(catalog.load_cluster, options["cluster"]), run, options["deadline"], counts,
+                            **wanted)  # fmt: skip
+    best = answer.point.plan
+    document = {**(best.to_dict() if best else {}), "objective": "devices", "deadline": answer.to_dict()}
+    return document, deadline_text(answer), answer.plot
 
 
 def _conditions(price: float | None) -> Any:

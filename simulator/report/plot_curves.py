@@ -1,4 +1,4 @@
-"""Curves and clouds: scaling with its knee, time against memory with the front, predicted against measured."""
+"""Curves and clouds: time against memory with the front, predicted against measured."""
 
 from __future__ import annotations
 
@@ -9,72 +9,17 @@ import numpy as np
 
 from simulator.errors import InputError
 from simulator.report import plot_style
-from simulator.report.plot_style import BAD, BLUE, GREEN, GREY, INK, ORANGE, QUIET, SKY, grid, new_figure, styled
+from simulator.report.plot_style import BAD, BLUE, GREEN, GREY, INK, QUIET, SKY, grid, new_figure, styled
 from simulator.report.svg_scatter import Point, front
 from simulator.result import Estimate
-from simulator.units import format_bytes, format_count, format_percent
+from simulator.units import format_bytes, format_percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GIB = 2.0**30
-KNEE = 0.8
 FEW = 10
 """Points that each get a tick."""
-
-
-def knee(answers: Sequence[Estimate], least_fraction: float = KNEE) -> Estimate:
-    """The largest cluster on which a device still does at least `least_fraction` of what it does on the smallest."""
-    ordered = sorted(answers, key=lambda answer: answer.devices)
-    first = ordered[0].tokens_per_s_per_device
-    return max((a for a in ordered if a.tokens_per_s_per_device >= least_fraction * first), key=lambda a: a.devices)
-
-
-@styled
-def scaling_picture(answers: Sequence[Estimate], *, title: str = "Scaling") -> Figure:
-    """Tokens/s over devices beside the ideal line, efficiency beneath, and the knee: where it falls below 80 %.
-
-    Raises InputError for fewer than two estimates.
-    """
-    if len(answers) < 2:
-        raise InputError(["A scaling curve needs at least two estimates."])
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    ordered = sorted(answers, key=lambda answer: answer.devices)
-    devices = np.array([a.devices for a in ordered])
-    rate = np.array([a.tokens_per_s for a in ordered])
-    each = rate[0] / devices[0]
-    figure = new_figure(7.2, 4.6)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    upper.loglog(devices, each * devices, color=GREY, linestyle="--", linewidth=1.2, label="as the smallest scales")
-    upper.loglog(devices, rate, color=BLUE, marker="o", label="predicted")
-    tokens = np.array([a.tokens_per_s * a.step_time_s for a in ordered])
-    slowest = np.array([a.step_time_high_s for a in ordered])
-    quickest = np.array([a.step_time_low_s for a in ordered])
-    upper.fill_between(devices, tokens / slowest, tokens / quickest, color=SKY, alpha=0.3, linewidth=0,
-                       label="likely range")  # fmt: skip
-    efficiency = rate / (each * devices)
-    lower.semilogx(devices, efficiency, color=BLUE, marker="o")
-    lower.axhline(KNEE, color=QUIET, linewidth=0.8, linestyle=":")
-    found = knee(ordered)
-    for axes in (upper, lower):
-        grid(axes, "y")
-    if found.devices < devices[-1]:
-        for axes in (upper, lower):
-            axes.axvline(found.devices, color=ORANGE, linewidth=1.2)
-        upper.annotate(f"knee: {found.devices:,} devices", (found.devices, rate.max()), xytext=(-5, -2), ha="right",
-                       va="top", textcoords="offset points", color=INK, fontsize=8.5)  # fmt: skip
-    upper.set(ylabel="tokens/s")
-    upper.set_title(title)
-    upper.legend(loc="lower right")
-    lower.set(xlabel="devices", ylabel="efficiency", ylim=(0, 1.08))
-    lower.set_xticks(devices, [f"{count:,}" for count in devices], minor=False)
-    lower.minorticks_off()
-    lower.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    upper.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    upper.yaxis.set_minor_locator(NullLocator())
-    upper.yaxis.set_major_formatter(lambda value, _: format_count(value, 3))
-    return figure
 
 
 @styled

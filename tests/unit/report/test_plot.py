@@ -17,8 +17,9 @@ import simulator as sim
 from simulator.cli import run as shardwise
 from simulator.cluster.graph import cluster_graph
 from simulator.report.plot import PICTURES, plot, save
-from simulator.report.plot_curves import knee, measured_picture, pareto_picture, scaling_picture
+from simulator.report.plot_curves import measured_picture, pareto_picture
 from simulator.report.plot_roofline import layer_kernels, roofline_picture
+from simulator.report.plot_scaling import knee, scaling_picture
 from simulator.report.plot_style import COLOURS, picture_bytes
 from simulator.report.plot_switch import KINDS, switch_picture, tokens_of, weights_of
 from simulator.report.plot_topology import link_bytes
@@ -98,7 +99,7 @@ def test_the_knee_is_the_last_size_above_four_fifths(answer: sim.Estimate) -> No
     sizes = [replace(answer, devices=d, tokens_per_s=each * d * share) for d, share in shares]
     assert knee(sizes[::-1]).devices == 64
     words = [text.get_text() for text in scaling_picture(sizes).axes[0].texts]
-    assert words == ["knee: 64 devices"]
+    assert words == ["knee: 64"]
     with pytest.raises(sim.InputError, match="at least two"):
         scaling_picture(sizes[:1])
 
