@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from simulator.cluster.members import with_device, with_tier
 from simulator.errors import InputError
 from simulator.estimate import estimate
 from simulator.result import Estimate
@@ -59,19 +60,20 @@ def _entry(kind: str, change: str, base: Estimate, answer: Estimate) -> Sensitiv
 
 
 def _hardware(cluster: Cluster) -> Iterator[tuple[str, Cluster]]:
-    device, more = cluster.device, 1.0 + SHARE
-    peaks = {dtype: peak * more for dtype, peak in device.peak_flops_per_s.items()}
-    yield "matrix peak +10 %", replace(cluster, device=replace(device, peak_flops_per_s=peaks))
-    bandwidth = device.memory_bandwidth_bytes_per_s * more
-    yield "memory bandwidth +10 %", replace(cluster, device=replace(device, memory_bandwidth_bytes_per_s=bandwidth))
+    more = 1.0 + SHARE
+    yield "matrix peak +10 %", with_device(cluster, lambda device: replace(
+        device, peak_flops_per_s={dtype: peak * more for dtype, peak in device.peak_flops_per_s.items()}
+    ))  # fmt: skip
+    yield "memory bandwidth +10 %", with_device(cluster, lambda device: replace(
+        device, memory_bandwidth_bytes_per_s=device.memory_bandwidth_bytes_per_s * more
+    ))  # fmt: skip
     for index, tier in enumerate(cluster.tiers):
-        changes = (
-            ("bandwidth +10 %", replace(tier, bandwidth_bytes_per_s=tier.bandwidth_bytes_per_s * more)),
-            ("latency -10 %", replace(tier, latency_s=tier.latency_s * (1.0 - SHARE))),
-        )
-        for words, other in changes:
-            tiers = (*cluster.tiers[:index], other, *cluster.tiers[index + 1 :])
-            yield f"{tier.name} {words}", replace(cluster, tiers=tiers)
+        yield f"{tier.name} bandwidth +10 %", with_tier(cluster, index, lambda own: replace(
+            own, bandwidth_bytes_per_s=own.bandwidth_bytes_per_s * more
+        ))  # fmt: skip
+        yield f"{tier.name} latency -10 %", with_tier(cluster, index, lambda own: replace(
+            own, latency_s=own.latency_s * (1.0 - SHARE)
+        ))  # fmt: skip
 
 
 def _steps(strategy: Strategy) -> Iterator[tuple[str, Strategy]]:

@@ -18,6 +18,7 @@ from simulator import catalog
 from simulator.arch.attention import local_kv_heads
 from simulator.arch.layer import Segment
 from simulator.arch.operations import DTYPE_BYTES, AttentionCore, Operation, Work
+from simulator.cluster.members import as_slowest
 from simulator.cluster.network import collective_time_s
 from simulator.errors import Complaints
 from simulator.parallel.legal import check
@@ -85,13 +86,14 @@ def serve(
     model: ModelSpec, cluster: Cluster, strategy: Strategy, load: Load, *, precision: str = "bf16",
     framework: Framework | None = None, price_usd_per_device_hour: float | None = None,
 ) -> Serving:  # fmt: skip
-    """Estimate prefill, decode, cache and price of a model on a cluster.
+    """Estimate prefill, decode, cache and price of a model on a cluster; unequal nodes serve as their slowest.
 
     dp is the number of replicas; with pp stages the batch runs as pp micro-batches in turn. Raises InputError for
     models other than decoders with attention, for cp, vp or ZeRO, and as `estimate` does.
     """
     software = framework or catalog.load_framework("megatron-core")
     _check(model, strategy, load)
+    cluster, _ = as_slowest(cluster, precision)
     plain = replace(
         model, head=replace(model.head, mtp_layers=0)
     ), replace(strategy, recompute="none", sequence_parallel=False, schedule="1f1b", micro_batch=1)  # fmt: skip

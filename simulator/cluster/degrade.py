@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.cluster.members import with_tier
 from simulator.errors import InputError
 from simulator.spec.hardware import Cluster, Tier
 
@@ -75,7 +76,7 @@ def with_collisions(cluster: Cluster, *, flows_per_device: int, paths: int, tier
         raise InputError([f"{cluster.name} has no network above {cluster.tiers[0].name} whose flows could collide."])
     units = cluster.tiers[tier - 1 if tier else 0].size
     slow = ecmp_slowdown(flows_per_device * min(units, paths), paths)
-    return _with_tier(
+    return with_tier(
         cluster, tier, lambda own: replace(own, bandwidth_bytes_per_s=own.bandwidth_bytes_per_s / slow)
     )
 
@@ -101,14 +102,5 @@ def off_rail(cluster: Cluster, share: float) -> Cluster:
             latency_s = own.latency_s + share * 2 * beyond.latency_s
             return replace(own, bandwidth_bytes_per_s=1 / per_byte, latency_s=latency_s)
 
-        return _with_tier(cluster, index, slower)
+        return with_tier(cluster, index, slower)
     raise InputError([f"{cluster.name} has no rail-optimised tier, so no traffic can be off its rail."])
-
-
-def _with_tier(cluster: Cluster, tier: int, change: Callable[[Tier], Tier]) -> Cluster:
-    """The cluster with one tier changed, as every node reaches it."""
-    index = tier % len(cluster.tiers)
-    tiers = (*cluster.tiers[:index], change(cluster.tiers[index]), *cluster.tiers[index + 1 :])
-    inside = tuple(change(own) for own in cluster.node_tiers) if index == 0 else cluster.node_tiers
-    cards = tuple(change(own) for own in cluster.node_uplinks) if index == 1 else cluster.node_uplinks
-    return replace(cluster, tiers=tiers, node_tiers=inside, node_uplinks=cards)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -128,6 +128,22 @@ def plain_if_equal(cluster: Cluster) -> Cluster:
         return cluster
     kinds = kinds_of(cluster)
     return kinds.felt(0, 0, 0) if len(kinds.members) == 1 else cluster
+
+
+def with_device(cluster: Cluster, change: Callable[[Device], Device]) -> Cluster:
+    """The cluster with every node's device changed."""
+    new = {id(device): change(device) for device in (cluster.device, *cluster.node_devices)}
+    return replace(cluster, device=new[id(cluster.device)],
+                   node_devices=tuple(new[id(device)] for device in cluster.node_devices))  # fmt: skip
+
+
+def with_tier(cluster: Cluster, tier: int, change: Callable[[Tier], Tier]) -> Cluster:
+    """The cluster with one tier changed, as every node reaches it."""
+    index = tier % len(cluster.tiers)
+    tiers = (*cluster.tiers[:index], change(cluster.tiers[index]), *cluster.tiers[index + 1 :])
+    inside = tuple(change(own) for own in cluster.node_tiers) if index == 0 else cluster.node_tiers
+    cards = tuple(change(own) for own in cluster.node_uplinks) if index == 1 else cluster.node_uplinks
+    return replace(cluster, tiers=tiers, node_tiers=inside, node_uplinks=cards)
 
 
 def distinct_devices(cluster: Cluster) -> tuple[Device, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from simulator.spec.hardware import Device
@@ -50,6 +51,19 @@ def power_of(device: Device, given_watts: float | None = None) -> Power | None:
         "(Patterson 2021 Table 4)"
     )
     return Power(watts=SYSTEM_OVER_TDP * device.tdp_watts, kind="assumed", source=source)
+
+
+def mean_power(devices: Sequence[Device], given_watts: float | None = None) -> Power | None:
+    """`power_of` of devices that may be unequal: their mean; None where nothing is known of one of them."""
+    each = [power_of(device, given_watts) for device in devices]
+    known = [power for power in each if power is not None]
+    if len(known) < len(each):
+        return None
+    kinds, sources = (list(dict.fromkeys(parts)) for parts in (
+        [power.kind for power in known], [power.source for power in known]
+    ))  # fmt: skip
+    return Power(watts=sum(power.watts for power in known) / len(known), kind=" and ".join(kinds),
+                 source="; ".join(sources))  # fmt: skip
 
 
 def energy_kwh(device_hours: float, watts: float, pue: float = DEFAULT_PUE) -> float:

@@ -13,7 +13,7 @@ from simulator.errors import Complaints, InputError
 from simulator.estimate import estimate
 from simulator.parallel.lower import sequence_lengths
 from simulator.project.checkpoint import Checkpoint, bytes_per_parameter, checkpoint, checkpoint_writers
-from simulator.project.energy import DEFAULT_CARBON_KG_PER_KWH, DEFAULT_PUE, carbon_kg, energy_kwh, power_of
+from simulator.project.energy import DEFAULT_CARBON_KG_PER_KWH, DEFAULT_PUE, carbon_kg, energy_kwh, mean_power
 from simulator.project.goodput import (
     DETECTION_S,
     LLAMA3_DEVICE_MTBF_S,
@@ -250,7 +250,7 @@ def price_of(cluster: Cluster, around: Conditions) -> float | None:
 def _money(around: Conditions, cluster: Cluster, paid_hours: float, busy_hours: float) -> dict[str, float | None]:
     """Dollars for all devices held; energy for those that work (a spare is off or idle, and not counted)."""
     price = price_of(cluster, around)
-    power = power_of(cluster.device, around.watts_per_device)
+    power = mean_power(cluster.node_devices or (cluster.device,), around.watts_per_device)
     drawn = None if power is None else energy_kwh(busy_hours, power.watts, around.pue)
     return {
         "usd": None if price is None else paid_hours * price,
@@ -261,7 +261,7 @@ def _money(around: Conditions, cluster: Cluster, paid_hours: float, busy_hours: 
 
 def _provenance(around: Conditions, cluster: Cluster) -> dict[str, str]:
     default = Conditions()
-    power = power_of(cluster.device, around.watts_per_device)
+    power = mean_power(cluster.node_devices or (cluster.device,), around.watts_per_device)
     given_price = around.price_usd_per_device_hour is not None
     price = "given" if given_price else cluster.device.sources.get("price") or cluster.sources.get("cluster", "")
     known = given_price or cluster.price_usd_per_device_hour

@@ -38,7 +38,7 @@ def filled(
     if links and count * per_node != (file.nodes or len(node_devices)) * file.devices_per_node:
         raise InputError([Problem(f"{name} lists its links, so only its own number of nodes is described.", "--nodes")])
     device = node_devices[0] if node_devices else devices_by_name[file.device or ""]
-    price = file.price_per_device if file.price_per_device is not None else device.price_usd_per_hour
+    price = file.price_per_device if file.price_per_device is not None else _mean_price(node_devices or (device,))
     tiers = _tiers(file, name, count * per_node, per_node, nic_bytes_per_s)
     return Cluster(
         name=name,
@@ -56,6 +56,12 @@ def filled(
         links=links,
         sources={"status": file.status, "cluster": file.source},
     )
+
+
+def _mean_price(devices: tuple[Device, ...]) -> float:
+    """Of the nodes' devices [USD per hour]; 0, unknown, where that of one of them is."""
+    prices = [device.price_usd_per_hour for device in devices]
+    return sum(prices) / len(prices) if all(prices) else 0.0
 
 
 def _node_tiers(file: ClusterFile, tier: Tier, key: str) -> tuple[Tier, ...]:

@@ -12,7 +12,9 @@ from simulator.breakdown import time_of
 from simulator.cluster.members import as_slowest
 from simulator.lowered import run_step
 from simulator.parallel.step_end import step_end
+from simulator.project.energy import SYSTEM_OVER_TDP, mean_power
 from simulator.report.text import estimate_text
+from simulator.sensitivity import sensitivities
 from simulator.spec.hardware import Cluster, Device
 from simulator.spec.run import Framework
 from simulator.unequal import cost_unequal, run_unequal
@@ -245,3 +247,24 @@ def test_tasks_of_the_deciding_replica_follow_each_other() -> None:
     line = cost(nodes(B, A, A, B), tp=8, pp=2, dp=2, order=("tp", "cp", "ep", "pp", "dp")).timeline()
     for first, last in pairwise(line.order.rank_start.tolist()):
         assert (line.start_s[first + 1 : last] >= line.end_s[first : last - 1] - 1e-12).all()
+
+
+def test_sensitivities_change_every_nodes_hardware() -> None:
+    """A tenth more of every peak buys the same on nodes said one by one as on equal ones."""
+    strategy = sim.Strategy(tp=8, pp=2, dp=2)
+    run, model = sim.Run(global_batch=16, seq_len=1024), gpt(2048, 4, 16)
+    one, other = (
+        {each.change: each.step_time_s for each in sensitivities(model, c, run, strategy, framework=PLAIN)
+         if each.kind == "hardware"}
+        for c in (nodes(A, A, A, A, gbps=(300,) * 4, cards=(25,) * 4), equal(A, 4))
+    )  # fmt: skip
+    assert one == other
+    assert min(one.values()) < cost(equal(A, 4), model=model, run=run, tp=8, pp=2, dp=2).step_time_s
+
+
+def test_a_mixed_cluster_costs_and_draws_its_devices_mean() -> None:
+    known = [replace(A, name=name, tdp_watts=watts) for name, watts in (("small", 300.0), ("large", 700.0))]
+    power = mean_power(known)
+    assert power is not None
+    assert power.watts == pytest.approx(SYSTEM_OVER_TDP * 500.0)
+    assert mean_power([known[0], replace(A, tdp_watts=0.0)]) is None

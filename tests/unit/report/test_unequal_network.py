@@ -48,6 +48,8 @@ def test_a_file_says_what_each_group_of_nodes_has(file: Path) -> None:
     cluster = sim.load_cluster(str(file))
     assert [tier.bandwidth_bytes_per_s for tier in cluster.node_tiers] == [450e9, 450e9, 300e9, 300e9]
     assert [tier.bandwidth_bytes_per_s for tier in cluster.node_uplinks] == [50e9, 50e9, 25e9, 25e9]
+    prices = [sim.load_cluster(name).device.price_usd_per_hour for name in ("dgx-h100", "dgx-a100")]
+    assert cluster.price_usd_per_device_hour == (sum(prices) / 2 if all(prices) else 0.0)
     slow = uniform(cluster)
     assert [tier.bandwidth_bytes_per_s for tier in slow.tiers] == [300e9, 25e9]
     assert plain_if_equal(slow) is slow
