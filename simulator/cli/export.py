@@ -42,5 +42,16 @@ def _writer(form: str, words: str) -> click.Command:
     return writer
 
 
+@click.command("hf")
+@click.argument("model")
+def _model(model: str) -> None:
+    """Write MODEL as Hugging Face's config.json."""
+    from simulator.catalog import load_model
+    from simulator.io.hf_write import dump
+
+    click.echo(dump(load_model(model)), nl=False)
+
+
+command.add_command(_model)
 for _form, _words in _FORMATS.items():
     command.add_command(_writer(_form, _words))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,11 @@ def _settings(
     """Our files by the ending of their name, the same as one document, and what to tell the user."""
     from simulator.io.formats import load_as, run_toml, strategy_toml
 
+    if form == "hf":
+        from simulator.io import hf
+
+        written, notes = hf.load(text, path=shown)
+        return {".toml": written}, {"model": tomllib.loads(written)}, list(notes)
     found = load_as(form, text, path=shown, devices=devices, layers=layers)
     files = {"-strategy.toml": strategy_toml(found.strategy), "-run.toml": run_toml(found.run)}
     return files, {"strategy": asdict(found.strategy), "run": dict(found.run)}, list(found.notes)
