@@ -92,7 +92,8 @@ def _config(kind: str, model: ModelSpec) -> dict[str, Any]:
     values = {
         "dims.hidden": model.hidden, "dims.layers": len(layers), "dims.seq_len": _context(family, model),
         "attention.heads": attention.heads, "feed_forward.hidden": block.hidden,
-        "embedding.vocab": model.embedding.vocab, "activation": _WORDS.get(kind, block.activation), "tied": model.head.tied,
+        "embedding.vocab": model.embedding.vocab, "activation": _WORDS.get(kind, block.activation),
+        "tied": model.head.tied,
     }  # fmt: skip
     config: dict[str, Any] = {"transformers_version": VERSION, "architectures": [family.model], "model_type": kind}
     config |= {family.keys[path]: value for path, value in values.items() if family.keys[path]}

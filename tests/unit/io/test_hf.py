@@ -123,7 +123,8 @@ def test_every_catalogued_model_reads_back_whole_or_is_refused_by_name(name: str
 
 
 WITNESSED = (
-    "llama3.1-70b", "qwen2.5-72b", "qwen3-235b-a22b", "deepseek-v2", "kimi-k2", "gemma3-27b", "gemma2-2b", "gpt-oss-120b",
+    "llama3.1-70b", "qwen2.5-72b", "qwen3-235b-a22b", "deepseek-v2", "kimi-k2", "gemma3-27b", "gemma2-2b",
+    "gpt-oss-120b",
     "llama4-maverick", "mixtral-8x22b", "nemotron4-340b", "gpt3-175b", "opt-66b", "bert-base", "t5-11b", "internlm-7b",
     "switch-base-8",
 )  # fmt: skip
