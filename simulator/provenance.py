@@ -43,6 +43,11 @@ def notes_of(cluster: Cluster, run: Run, strategy: Strategy, framework: Framewor
         notes.append(f"Attention is {framework.attention}, the default of {framework.name}.")
     if strategy.tp > 1 and strategy.sequence_parallel:
         notes.append("Sequence parallelism is on.")
+    if strategy.offload != "none":
+        notes.append(
+            "States in host memory are moved and updated at the full rate of link and memory; the few published runs "
+            "that offload took 2 to 3 times as long as predicted (validation/REPORT.md, bigscience): a lower bound."
+        )
     return tuple(notes)
 
 

@@ -17,7 +17,7 @@ from simulator.parallel.presets import describe, preset
 from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
 from simulator.spec.run import OPTIMIZERS, PRECISIONS, Framework, Run
-from simulator.spec.strategy import CONTEXT_KINDS, RECOMPUTE, SCHEDULES, Strategy
+from simulator.spec.strategy import CONTEXT_KINDS, OFFLOAD, RECOMPUTE, SCHEDULES, Strategy
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 DEGREES = ("tp", "pp", "dp", "cp", "ep", "etp", "vp", "zero", "micro_batch")
@@ -75,6 +75,7 @@ _CASE = (
     click.option("--attention", metavar="KIND", help="fused or unfused (default: the framework's)."),
     click.option("--sequence-parallel/--no-sequence-parallel", default=None, help="Split norms over tp (default: on)."),
     click.option("--context-kind", metavar="KIND", help=f"{', '.join(CONTEXT_KINDS)}."),
+    click.option("--offload", metavar="KIND", help=f"States in host memory: {', '.join(OFFLOAD)}."),
     click.option("--order", metavar="AXES", help="Placement, innermost first (default tp-cp-ep-dp-pp)."),
     click.option("--layers-per-stage", metavar="N,N,...", help="Layers of each stage in model order."),
     click.option("--preset", metavar="NAME", help="Switch Transformer's partitionings: data, model, model+data, "

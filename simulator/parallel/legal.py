@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from simulator.errors import Complaints, did_you_mean
 from simulator.numbers import divisors
+from simulator.parallel.offload import check_offload
 from simulator.spec.hardware import Cluster
 from simulator.spec.model import AttentionSpec, ExpertsSpec, ModelSpec
 from simulator.spec.run import CONVENTIONS, OPTIMIZERS, PRECISIONS, Run
-from simulator.spec.strategy import CONTEXT_KINDS, RECOMPUTE, RECOMPUTE_MODULES, SCHEDULES, Strategy
+from simulator.spec.strategy import CONTEXT_KINDS, OFFLOAD, RECOMPUTE, RECOMPUTE_MODULES, SCHEDULES, Strategy
 
 DEGREES = ("tp", "pp", "dp", "cp", "ep", "etp", "vp", "micro_batch")
 MAX_TASKS = 1_000_000
@@ -21,6 +22,7 @@ def check(model: ModelSpec, cluster: Cluster, run: Run, strategy: Strategy) -> N
     _check_numbers(run, strategy, complaints)
     if not complaints.problems:
         _check_devices(cluster, strategy, complaints)
+        check_offload(cluster, strategy, complaints)
         _check_batch(run, strategy, complaints)
         _check_model(model, run, strategy, complaints)
         _check_experts(model, strategy, complaints)
@@ -33,6 +35,7 @@ def _check_words(run: Run, strategy: Strategy, complaints: Complaints) -> None:
         ("schedule", strategy.schedule, SCHEDULES),
         ("recompute", strategy.recompute, RECOMPUTE),
         ("context_kind", strategy.context_kind, CONTEXT_KINDS),
+        ("offload", strategy.offload, OFFLOAD),
         ("precision", run.precision, PRECISIONS),
         ("optimizer", run.optimizer, OPTIMIZERS),
         ("flops_convention", run.flops_convention, CONVENTIONS),

@@ -15,9 +15,17 @@ from simulator.cluster.elementwise import maximum, minimum, where
 from simulator.cluster.network import collective_time_s
 from simulator.parallel.gradients import synchronisation
 from simulator.parallel.lower import Program, Stage
+from simulator.parallel.offload import host_link_s
 from simulator.parallel.recompute import policy_of, recomputed_layers
 from simulator.parallel.setting import Setting
-from simulator.parallel.states import accumulation_bytes, held_parameters, sharding_copy_bytes
+from simulator.parallel.states import (
+    HeldParameters,
+    accumulation_bytes,
+    held_parameters,
+    owned_parameters,
+    parameter_bytes,
+    sharding_copy_bytes,
+)
 from simulator.parallel.timing import PhaseTime, SegmentTime, exposed_s, segment_times
 from simulator.spec.strategy import Strategy
 
@@ -131,7 +139,7 @@ def _with_shared_traffic(cost: StageCost, stage: Stage, micro_batches: Number, s
         return cost
     pieces = maximum(stage.layers, 1)
     cost = _with_sharding_copies(cost, held.total, pieces, setting)
-    scattered = _sharded_traffic(sync.backward, pieces, setting)
+    scattered = _sharded_traffic(sync.backward, pieces, setting) + _from_host_s(held, sync.backward, setting)
     cover = cost.input_grad.total_s + cost.weight_grad.total_s + cost.recompute.total_s
     late = prefetched_s(scattered, cover, pieces)
     if setting.strategy.zero == 2:
@@ -139,7 +147,7 @@ def _with_shared_traffic(cost: StageCost, stage: Stage, micro_batches: Number, s
             late = scattered
         traffic = with_part(cost.input_grad, "dp", late, hidden_s=scattered - late, kernels=pieces)
         return _replace(cost, input_grad=traffic)
-    gathered = _sharded_traffic(sync.forward, pieces, setting)
+    gathered = _sharded_traffic(sync.forward, pieces, setting) + _from_host_s(held, sync.forward, setting)
     shown = prefetched_s(gathered, cost.forward.total_s, pieces)
     return _replace(
         cost,
@@ -176,6 +184,14 @@ def _sharded_traffic(collectives: tuple[Collective, ...], pieces: Number, settin
         for c in collectives
     )
     return total
+
+
+def _from_host_s(held: HeldParameters, collectives: tuple[Collective, ...], setting: Setting) -> Number:
+    """Seconds in which shards of parameters that rest in host memory come to the device before their gather."""
+    gathers = any(collective.kind == "all_gather" for collective in collectives)
+    if setting.strategy.offload != "parameters" or not gathers:
+        return 0.0
+    return host_link_s(owned_parameters(held, setting.strategy) * parameter_bytes(setting.run), setting.cluster)
 
 
 def prefetched_s(communication_s: Number, cover_s: Number, pieces: Number) -> Number:

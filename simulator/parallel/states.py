@@ -144,6 +144,11 @@ def state_bytes(held: HeldParameters, run: Run, strategy: Strategy, framework: F
         "gradients": part(gradient_bytes(run, framework), 3 if framework.defers_gradient_scatter else 2),
         "optimizer": part(optimizer_bytes(run, framework), 1),
     }
+    if strategy.offload != "none":
+        # The sum of gradients over micro-batches waits on the host, but where ZeRO-1 keeps whole ones to reduce.
+        result["optimizer"] = 0.0 * held.total
+        result["gradients"] = result["gradients"] if strategy.zero == 1 else 0.0 * held.total
+        result["weights"] = 0.0 * held.total if strategy.offload == "parameters" else result["weights"]
     if framework.keeps_fresh_gradients:
         result["gradients"] = result["gradients"] + held.total * parameter_bytes(run)
     if strategy.zero == 3:
@@ -171,6 +176,8 @@ def optimizer_step_bytes(held: HeldParameters, run: Run, strategy: Strategy, fra
     they are.
     """
     own = gradient_bytes(run, framework)
+    if strategy.offload != "none":
+        return 0.0
     if own >= MASTER_BYTES or stored_bytes(run, framework) >= MASTER_BYTES:
         return 0.0
     owned = owned_parameters(held, strategy) if strategy.zero >= 1 else held.total

@@ -12,12 +12,15 @@ from simulator.cluster.device import pointwise_time_s
 from simulator.cluster.network import collective_time_s
 from simulator.parallel.gradients import Synchronisation, synchronisation
 from simulator.parallel.lower import Stage
+from simulator.parallel.offload import host_link_s, host_update_s
 from simulator.parallel.setting import Setting
 from simulator.parallel.stage_cost import StageCost
 from simulator.parallel.states import (
     HeldParameters,
     held_parameters,
     optimizer_traffic_bytes,
+    owned_parameters,
+    parameter_bytes,
     sharding_copy_bytes,
 )
 from simulator.parallel.timing import exposed_s
@@ -60,7 +63,8 @@ def step_end(stages: Sequence[Stage], costs: Sequence[StageCost], setting: Setti
     """The end of the step of one rank.
 
     An overlapped reduction runs bucket by bucket beside the backward of the last micro-batch: its last bucket and
-    what the backward does not cover stay exposed. An overlapped gather runs beside the next forward likewise.
+    what the backward does not cover stay exposed. An overlapped gather runs beside the next forward likewise. States
+    in host memory are updated there: gradients leave beside the backward, parameters come back after the update.
     """
     held = held_parameters(tuple(stages))
     sync = synchronisation(held, setting.run, setting.strategy, setting.framework)
@@ -69,9 +73,18 @@ def step_end(stages: Sequence[Stage], costs: Sequence[StageCost], setting: Setti
     reduce_s, reduce_hidden = _bucketed(sync.reduce, backward, setting, overlapped=setting.overlaps_grad_reduce)
     gather_s, gather_hidden = _bucketed(sync.gather, forward, setting, overlapped=setting.overlaps_param_gather)
     tensor_s = sum(_seconds(c, setting) for c in sync.tensor)
+    update_s = optimizer_s(held, setting)
+    if setting.strategy.offload != "none":
+        owned, each_bytes = owned_parameters(held, setting.strategy), parameter_bytes(setting.run)
+        moved_s = host_link_s(owned * each_bytes, setting.cluster)
+        late = exposed_s(moved_s, backward) if setting.overlaps_grad_reduce else moved_s
+        reduce_s, reduce_hidden = reduce_s + late, reduce_hidden + moved_s - late
+        # Shards of parameters that rest on the host come to the device with their gathers (stage_cost.py).
+        back_s = moved_s if setting.strategy.offload == "optimizer" else 0.0
+        update_s = host_update_s(owned, setting.run, setting.cluster) + back_s
     return StepEnd(
         reduce_s=reduce_s + tensor_s + _copies_s(held, sync, setting),
-        optimizer_s=optimizer_s(held, setting),
+        optimizer_s=update_s,
         gather_s=gather_s,
         reduce_hidden_s=reduce_hidden,
         gather_hidden_s=gather_hidden,

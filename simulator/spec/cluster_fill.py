@@ -49,12 +49,14 @@ def filled(
         tiers=tiers,
         host=file.host,
         host_slowdown_factor=file.host_slowdown_factor,
+        host_link_bytes_per_s=file.host_link or 0.0,
+        host_memory_bytes_per_s=file.host_memory_bandwidth or 0.0,
         price_usd_per_device_hour=price,
         node_devices=node_devices,
         node_tiers=_node_tiers(file, tiers[0], "bandwidth"),
         node_uplinks=_node_tiers(file, tiers[1], "network_bandwidth") if len(tiers) > 1 else (),
         links=links,
-        sources={"status": file.status, "cluster": file.source},
+        sources={"status": file.status, "cluster": file.source, "host": file.host_source or "not stated"},
     )
 
 

@@ -92,6 +92,10 @@ class Cluster(Drawable):
     host: str = "x86-intel"
     host_slowdown_factor: float = 1.0
     """Time of one core of its hosts over that of the EPYC 7003 (Zen 3) core on which launches were timed."""
+    host_link_bytes_per_s: float = 0.0
+    """Between a device and its host, one direction; 0 where the file does not say it."""
+    host_memory_bytes_per_s: float = 0.0
+    """Of one node's processors together; 0 where the file does not say it."""
     price_usd_per_device_hour: float = 0.0
     node_devices: tuple[Device, ...] = ()
     """Heterogeneous: the device of each node; empty when all equal `device`."""

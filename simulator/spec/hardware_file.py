@@ -216,6 +216,12 @@ class ClusterFile(_Table):
     """Instead of device and nodes: a cluster of several devices."""
     host: Literal["x86-intel", "x86-amd", "arm"] = "x86-intel"
     host_slowdown_factor: Annotated[float, Field(gt=0.1, lt=10.0)] = 1.0
+    host_link: BytesPerS | None = None
+    """Between a device and its host, one direction."""
+    host_memory_bandwidth: BytesPerS | None = None
+    """Of one node's processors together."""
+    host_source: Text | None = None
+    """Of the two keys above."""
     price_per_device: UsdPerHour | None = None
     tiers: Annotated[list[TierFile], Field(min_length=1)]
     links: list[LinkFile] = []
@@ -227,6 +233,8 @@ class ClusterFile(_Table):
 
 def _cluster_faults(file: ClusterFile) -> Iterator[Fault]:
     """What is wrong across the keys of a cluster file."""
+    if (file.host_link or file.host_memory_bandwidth) and not file.host_source:
+        yield "host_source", "missing key.", "Say where host_link and host_memory_bandwidth come from."
     if file.node_groups and (file.device or file.nodes):
         yield "node_groups", "given together with device or nodes.", "Give one of the two."
     if not file.node_groups:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 LONGEST_MEASURED_S = 20e-3
 """Duration of the longest kernels in the measurements that most constants are fitted to."""
@@ -57,20 +58,26 @@ def sustained_slowdown(constants: Mapping[str, float], tdp_watts: float = 0.0, m
     beyond them. A sibling with another power limit holds another clock: dynamic power grows with f V^2, about f^3, so
     the clock goes with the cube root of the limit (Chandrakasan 1992, "Low-Power CMOS Digital Design").
 
-    >>> round(sustained_slowdown({"throttle": 0.2, "throttle_time_s": 0.005}), 6)
-    1.16
-    >>> round(sustained_slowdown({"throttle": 0.2, "throttle_time_s": 0.005}, 800.0, 700.0), 4)
-    1.1095
+    >>> constants = {"throttle": 0.2, "throttle_time_s": 0.005, "throttle_power": 1.0}
+    >>> round(sustained_slowdown(constants), 6), round(sustained_slowdown(constants, 800.0, 700.0), 4)
+    (1.16, 1.1095)
     """
     if not constants.get("throttle"):
         return 1.0
-    slower = 1.0 + constants["throttle"] * LONGEST_MEASURED_S / (LONGEST_MEASURED_S + constants["throttle_time_s"])
+    slower = 1.0 + constants["throttle"] * float(throttled_share(LONGEST_MEASURED_S, constants))
     if tdp_watts and measured_watts:
         slower *= float((measured_watts / tdp_watts) ** (1.0 / 3.0))
     return max(slower, 1.0)
 
 
+def throttled_share(busy_s: Any, constants: Mapping[str, float]) -> Any:
+    """How much of the full throttling a kernel of some duration feels, 0 to 1. Broadcasts.
 
+    >>> [round(throttled_share(t, {"throttle_time_s": 1e-3, "throttle_power": 4.0}), 3) for t in (5e-4, 1e-3, 2e-3)]
+    [0.059, 0.5, 0.941]
+    """
+    late = (busy_s / constants["throttle_time_s"]) ** constants["throttle_power"]
+    return late / (1.0 + late)
 
 
 def kernel_model_for(generation: str, device_name: str, calibrations: Mapping[str, KernelModel]) -> KernelModel:
@@ -121,15 +128,16 @@ def assumed_model(generation: str) -> KernelModel:
     efficiency, evidence = _EVIDENCE.get(
         generation, (0.70, "no measurement of this generation; 70 % of the matrix peak assumed")
     )
+    unthrottled = {"throttle": 0.0, "throttle_time_s": 1.0e-3, "throttle_power": 1.0}
     gemm = {
-        "largest_tile": 128.0, "efficiency": efficiency, "tile_overhead": 10.0, "prologue_k": 150.0, "wave_ramp": 1.0,
-        "split_latency_s": 5.0e-6, "split_passes": 2.0, "memory_efficiency": 0.80, "ramp_penalty": 0.1,
-        "ramp_bytes": 64.0e6, "overlap_power": 4.0, "latency_s": 4.0e-6, "throttle": 0.0, "throttle_time_s": 1.0e-3,
+        "largest_tile": 128.0, "efficiency": efficiency, "tile_overhead": 10.0, "prologue_k": 150.0, "tile_waste": 1.0,
+        "wave_waste": 0.0, "split_latency_s": 5.0e-6, "split_passes": 2.0, "memory_efficiency": 0.80,
+        "ramp_penalty": 0.1, "ramp_bytes": 64.0e6, "overlap_power": 4.0, "latency_s": 4.0e-6, **unthrottled,
     }  # fmt: skip
     attention = {
         "efficiency": 0.6 * efficiency, "score_unit_s": 0.0, "softmax_overlap": 1.0, "tail": 0.5,
         "memory_efficiency": 0.6, "latency_s": 1.0e-5,
-        "throttle": 0.0, "throttle_time_s": 1.0e-3, "backward_rate": 0.85,
+        **unthrottled, "backward_rate": 0.85,
     }  # fmt: skip
     return KernelModel(
         constants={

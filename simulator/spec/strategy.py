@@ -20,6 +20,7 @@ RECOMPUTE_MODULES = (
     "core_attn", "attention", "mlp", "moe", "moe_act", "layernorm", "mla_up_proj", "shared_experts",
 )  # fmt: skip
 CONTEXT_KINDS = ("ring", "all-gather", "ulysses")
+OFFLOAD = ("none", "optimizer", "parameters")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +65,9 @@ class Strategy:
     offload_inputs: bool = False
     """With recompute = "full": the layer inputs that it keeps wait in host memory (MaxText decoder_layer_input =
     offload). Their transfers are taken as hidden: 2 bytes per element against the work of a whole layer."""
+    offload: str = "none"
+    """States that rest in host memory: the "optimizer" (its states, master copies and, from ZeRO-2, gradients), or the
+    "parameters" of ZeRO-3 too."""
     order: tuple[str, ...] = AXES
     """Placement: axes from the innermost (neighbouring ranks) outwards."""
     layers_per_stage: tuple[int, ...] = ()

@@ -86,8 +86,6 @@ def _configure(row: PublishedRun, facts: Facts) -> Configuration:
         if getattr(row, name) is None:
             raise _Unclear(f"{name} not stated")
     says = noted(row)
-    if says.unsupported:
-        raise _Unclear(says.unsupported, row.notes)
     built = model_for(row, facts.models, int(framework.defaults.get("vocab", 50257)))
     if isinstance(built, Skip):
         raise _Unclear(built.reason, built.detail)

@@ -61,7 +61,9 @@ def attention_flops(rows: Columns) -> Array:
 def moe_seconds(device: Device, dtype: str, rows: Columns) -> Array:
     """Seconds of MoE feed-forwards on the busiest of `ep` devices [s].
 
-    Permuting rows into expert order and summing them back are gathers of rows in bf16.
+    Permuting rows into expert order is a gather of the device's rows in bf16. Summing them back reads these and writes
+    a row for every token, of other devices' experts too (TensorRT-LLM cpp/tensorrt_llm/kernels/cutlass_kernels/
+    moe_gemm/moe_kernels.cu, finalizeMoeRoutingKernel).
     """
     tokens, hidden = (np.asarray(rows[name], dtype=np.float64) for name in ("tokens", "hidden"))
     inner = np.asarray(rows["ffn_hidden"], dtype=np.float64) / rows["tp"]
@@ -80,7 +82,7 @@ def moe_seconds(device: Device, dtype: str, rows: Columns) -> Array:
     products = np.where(np.asarray(rows["distribution"], dtype=str) == "balanced", even, ragged)
     held = routed * busiest
     activation = pointwise_time_s(device, held * inner * (2.0 * up + _BYTES[dtype]))
-    moves = 2.0 * lookup_time_s(device, held, 2.0 * hidden)
+    moves = lookup_time_s(device, held, 2.0 * hidden) + lookup_time_s(device, (held + tokens) / 2.0, 2.0 * hidden)
     return np.asarray(products + activation + moves)
 
 

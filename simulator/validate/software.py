@@ -25,16 +25,19 @@ MODULE_WORDS = {
 }  # fmt: skip
 """Words of published recompute lists for Megatron-Core's --recompute-modules."""
 
-OFFLOAD = ("CPU offload", "optimizer-state offload", "Full Offload")
+OFFLOADED = (
+    ("parameter CPU offload", "parameters"), ("optimizer CPU offload|optimizer-state offload", "optimizer"),
+    ("[Ff]ull CPU offload|Full Offload", "parameters"),
+)  # fmt: skip
+"""What rests in host memory, by phrases of a row's notes or table; the first that is there counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """What a row's notes change: fields of Run and of Strategy, and whether something in them is not modelled."""
+    """What a row's notes change: fields of Run and of Strategy."""
 
     run: Mapping[str, object] = field(default_factory=dict)
     strategy: Mapping[str, object] = field(default_factory=dict)
-    unsupported: str = ""
 
 
 _RUN_NOTES: tuple[tuple[str, str, object], ...] = (
@@ -60,10 +63,11 @@ def noted(run: PublishedRun) -> Noted:
     group = re.search(r"\bzero1=(-?\d+)", text)
     if group:
         strategies["shard_group"] = max(int(group.group(1)), 0)
-    unsupported = ""
-    if any(word in f"{text}; {run.table}" for word in OFFLOAD):
-        unsupported = "optimizer states offloaded to the host are not modelled"
-    return Noted(runs, strategies, unsupported)
+    placed = f"{text}; {run.table}"
+    offloaded = next((kind for pattern, kind in OFFLOADED if re.search(pattern, placed)), None)
+    if offloaded:
+        strategies["offload"] = offloaded
+    return Noted(runs, strategies)
 
 
 PADDING = ((128, 1 / 1.17), (512, 1 / 2.0))

@@ -157,7 +157,6 @@ def test_expert_tensor_degree_follows_the_framework_where_folding_allows(etp: in
         ({"pp": 2, "dp": 2, "schedule": "other"}, "schedule other"),
         ({"pp": 3, "dp": None}, "tp * cp * pp does not divide the devices"),
         ({"recompute": "modules", "recompute_detail": "selective: everything"}, "recompute module everything"),
-        ({"notes": "full CPU offload"}, "optimizer states offloaded to the host are not modelled"),
     ],
 )
 def test_what_cannot_be_expressed_is_skipped_with_its_reason(cells: dict[str, Any], reason: str) -> None:
@@ -239,3 +238,17 @@ def test_electra_trains_two_models() -> None:
     assert attention is not None
     assert attention.heads == 2
     assert generator.embedding.width == 96
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind"),
+    [
+        ({"notes": "full CPU offload"}, "parameters"),
+        ({"table": "Zero 3 + Full Offload, line 4", "notes": "optimizer CPU offload"}, "optimizer"),
+        ({"notes": "optimizer and parameter CPU offload"}, "parameters"),
+        ({"notes": "offload of nothing"}, "none"),
+    ],
+)
+def test_what_rests_in_host_memory_is_read_from_the_notes(cells: dict[str, Any], kind: str) -> None:
+    ((strategy,),) = configured(**cells).rungs
+    assert strategy.offload == kind
