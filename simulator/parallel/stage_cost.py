@@ -139,21 +139,27 @@ def _with_shared_traffic(cost: StageCost, stage: Stage, micro_batches: Number, s
         return cost
     pieces = maximum(stage.layers, 1)
     cost = _with_sharding_copies(cost, held.total, pieces, setting)
-    scattered = _sharded_traffic(sync.backward, pieces, setting) + _from_host_s(held, sync.backward, setting)
-    cover = cost.input_grad.total_s + cost.weight_grad.total_s + cost.recompute.total_s
-    late = prefetched_s(scattered, cover, pieces)
+    fetched_s, late_s = _sharded_s(sync.backward, backward_s(cost), pieces, held, setting)
+    launches = pieces if setting.strategy.zero == 2 else 2 * pieces
+    back = with_part(cost.input_grad, "dp", late_s, hidden_s=fetched_s - late_s, kernels=launches)
     if setting.strategy.zero == 2:
-        if not setting.overlaps_grad_reduce:
-            late = scattered
-        traffic = with_part(cost.input_grad, "dp", late, hidden_s=scattered - late, kernels=pieces)
-        return _replace(cost, input_grad=traffic)
-    gathered = _sharded_traffic(sync.forward, pieces, setting) + _from_host_s(held, sync.forward, setting)
-    shown = prefetched_s(gathered, cost.forward.total_s, pieces)
-    return _replace(
-        cost,
-        forward=with_part(cost.forward, "dp", shown, hidden_s=gathered - shown, kernels=pieces),
-        input_grad=with_part(cost.input_grad, "dp", late, hidden_s=scattered - late, kernels=2 * pieces),
-    )
+        return _replace(cost, input_grad=back)
+    gathered_s, shown_s = _sharded_s(sync.forward, cost.forward.total_s, pieces, held, setting)
+    ahead = with_part(cost.forward, "dp", shown_s, hidden_s=gathered_s - shown_s, kernels=pieces)
+    return _replace(cost, forward=ahead, input_grad=back)
+
+
+def _sharded_s(
+    collectives: tuple[Collective, ...], cover_s: Number, pieces: Number, held: HeldParameters, setting: Setting
+) -> tuple[Number, Number]:
+    """(all, exposed) seconds of a stage's gathers and scatters, those that the software overlaps beside `cover_s`."""
+    gathers = tuple(c for c in collectives if c.kind in ("all_gather", "broadcast"))
+    scatters = tuple(c for c in collectives if c not in gathers)
+    gathered_s = _sharded_traffic(gathers, pieces, setting) + _from_host_s(held, collectives, setting)
+    scattered_s = _sharded_traffic(scatters, pieces, setting)
+    beside_s = gathered_s * setting.overlaps_param_gather + scattered_s * setting.overlaps_grad_reduce
+    total_s = gathered_s + scattered_s
+    return total_s, total_s - beside_s + prefetched_s(beside_s, cover_s, pieces)
 
 
 def _with_sharding_copies(cost: StageCost, held: Number, pieces: Number, setting: Setting) -> StageCost:
