@@ -18,6 +18,7 @@ import pytest
 
 from simulator import catalog
 from simulator.cli import run as shardwise
+from simulator.cli.app import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs" / "guide").glob("*.md"))
@@ -74,6 +75,13 @@ def test_the_guide_is_whole() -> None:
     linked = set(re.findall(r"\]\((\S+?)\.md\)", index))
     assert {page.stem for page in PAGES} - {"README"} <= linked
     assert {"add-a-model", "add-a-device", "add-a-cluster", "add-a-schedule"} <= linked
+
+
+def test_every_command_is_on_a_page() -> None:
+    pages = [*PAGES, ROOT / "docs" / "explorer.md"]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    shown = set(re.findall(r"shardwise (?:--catalog \w+ )?([a-z]+)", text))
+    assert set(COMMANDS) - shown == set()
 
 
 def test_the_formula_pages_are_current() -> None:
