@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -28,8 +28,9 @@ def command(
 ) -> None:  # fmt: skip
     """Compare predictions with what was measured.
 
-    TABLEs are CSV files of published runs (validation/runs), scored row by row. With --kernels they are tables of
-    measured kernels; with --counts our counts are compared with torch's.
+    TABLEs are CSV files of published runs (validation/runs), scored row by row, or of steps that `shardwise measure`
+    timed, each beside the machine.toml that predicts it. With --kernels they are tables of measured kernels; with
+    --counts our counts are compared with torch's.
     """
     if plot is not None and (kernels or counts):
         raise click.UsageError("--plot draws published runs; leave --kernels and --counts away.")
@@ -39,10 +40,18 @@ def command(
         _counts(tables, as_json=as_json)
     elif not tables:
         raise click.UsageError("Missing argument 'TABLE': for example validation/runs/korthikanti.csv.")
+    elif all(_has_own_machine(table) for table in tables):
+        _measured(tables, as_json=as_json)
     elif kernels:
         _kernels(tables, min_flops, min_bytes, as_json=as_json)
     else:
         _runs(tables, out, plot, as_json=as_json)
+
+
+def _has_own_machine(table: str) -> bool:
+    from simulator.measure.sets import has_own_machine
+
+    return has_own_machine(Path(table))
 
 
 def _runs(tables: tuple[str, ...], out: Path | None, plot: Path | None, *, as_json: bool) -> None:
@@ -60,13 +69,38 @@ def _runs(tables: tuple[str, ...], out: Path | None, plot: Path | None, *, as_js
         from simulator.validate.report import write_report
 
         fresh = newcomers(rows, scores.rows, estimator, facts)
-        path = write_report(scores, out, reasons=known_reasons(), newcomers=fresh)
+        path = write_report(scores, out, reasons=known_reasons(), newcomers=fresh, own_machine=_own_machine(out))
         click.echo(f"wrote {path}", err=True)
     draw(plot, lambda: measured_picture(scores.to_json()["rows"]))
     if as_json:
         print_json(scores.to_json())
     else:
         click.echo(scores_text(scores.to_json()))
+
+
+def _own_machine(out: Path) -> str:
+    """What was measured on our own machines (out/measured), in summary; every case goes into out/measured/REPORT.md."""
+    from simulator.measure.sets import apart, read_sets
+    from simulator.report.measured import sets_text
+
+    sets = read_sets(out / "measured")
+    if not sets:
+        return ""
+    title = "# Training steps measured on our own machine\n\nREADME.md says what the columns mean.\n\n"
+    (out / "measured" / "REPORT.md").write_text(title + sets_text(sets, apart(sets), cases=True), encoding="utf-8")
+    return sets_text(sets, apart(sets), cases=False)
+
+
+def _measured(tables: Sequence[str], *, as_json: bool) -> None:
+    """Measured steps, each file with the machine.toml beside it."""
+    from simulator.measure.sets import read_set
+    from simulator.report.measured import measured_text
+
+    sets = [read_set(Path(table)) for table in tables]
+    if as_json:
+        print_json({"sets": [{"name": found.name, "summary": found.summary} for found in sets]})
+    for found in [] if as_json else sets:
+        click.echo(measured_text(found.scored, found.summary))
 
 
 def _progress(total: int) -> Callable[[int], None] | None:

@@ -6,6 +6,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from simulator.validate.metrics import kendall_tau
 OVERHEAD_S, OVERHEAD_TOKENS, SMALL_PARAMETERS = 0.1, 128, 8e6
 """Steps shorter than this (per rank), with no more tokens per rank, or of smaller models on several ranks are dominated
 by overhead."""
+QUIET_LOAD = 3.0
+"""Runnable processes besides the ranks above which elapsed times are not scored: the one-minute average still holds
+the ranks of the cases before."""
 CLASSES = ("single process", "several ranks", "overhead")
 
 
@@ -33,6 +37,8 @@ class Scored:
     product_drift: float
     memory_drift: float
     """Time of the reference kernels beside the steps over that beside the calibration."""
+    cores: int
+    """Of the calibrated machine."""
 
     @property
     def error(self) -> float:
@@ -49,6 +55,13 @@ class Scored:
     def drifted_error(self) -> float:
         """Signed relative error at that speed."""
         return self.drifted_cpu_s / self.measured.cpu_s - 1.0
+
+    @property
+    def wall_error(self) -> float | None:
+        """Signed relative error of the elapsed time; None where other programs or a lack of cores made it longer."""
+        if self.measured.load > QUIET_LOAD or self.measured.ranks > self.cores:
+            return None
+        return self.predicted.wall_s / self.measured.wall_s - 1.0
 
     @property
     def memory_error(self) -> float | None:
@@ -77,13 +90,15 @@ def score(rows: Iterable[Measured], machine: Path) -> list[Scored]:
     cases = {(suite, case.name): case for suite in {suite for suite, _ in known} for case in suite_of(suite)}
     table = read_document(machine).table
     base, sharing = table["machine"]["reference_s"], table["kernels"].get("sharing", {})
+    cores = int(table["machine"]["cores"])
 
     def drift(row: Measured, name: str, now_s: float) -> float:
         """How much slower than calibrated, beyond what so many ranks at once cost each other."""
         return float(now_s / base[name] / slowdown(sharing, row.ranks)[name])
 
     return [Scored(case=cases[key], measured=row, predicted=predict(cases[key], machine),
-                   product_drift=drift(row, "product", row.product_s), memory_drift=drift(row, "memory", row.memory_s))
+                   product_drift=drift(row, "product", row.product_s), memory_drift=drift(row, "memory", row.memory_s),
+                   cores=cores)
             for key, row in known.items() if key in cases]  # fmt: skip
 
 
@@ -106,22 +121,54 @@ def summary(scored: Sequence[Scored]) -> dict[str, Any]:
                 "one_rate_mean": statistics.mean(abs(entry.one_rate_error) for entry in held),
                 "spread": statistics.median(entry.measured.spread_fraction for entry in held),
             }
-    memory = [abs(entry.memory_error) for entry in scored if entry.memory_error is not None]
+    piped = [entry for entry in scored if entry.case.strategy.pp > 1]
     return {
         "by_class": by_class,
         "tau": ranking(scored),
-        "memory": {"cases": len(memory), "mean": statistics.mean(memory), "worst": max(memory)} if memory else None,
+        "order": order(scored),
+        "memory": _figures([entry.memory_error for entry in scored]),
+        "pipeline_wall": _figures([entry.wall_error for entry in piped]),
+        "wall": _figures([entry.wall_error for entry in scored]),
     }
+
+
+def _figures(errors: Iterable[float | None]) -> dict[str, float] | None:
+    known = [abs(error) for error in errors if error is not None]
+    return {"cases": len(known), "mean": statistics.mean(known), "worst": max(known)} if known else None
+
+
+def agreement(one: Sequence[Scored], other: Sequence[Scored]) -> dict[str, float] | None:
+    """How far apart two calibrations predict the same cases: mean and worst relative difference; None without any."""
+    held = {entry.case.name: entry.predicted.cpu_s for entry in other}
+    return _figures([entry.predicted.cpu_s / held[entry.case.name] - 1 for entry in one if entry.case.name in held])
+
+
+def order(scored: Sequence[Scored]) -> dict[str, float]:
+    """Of strategies of one model on one batch that differ by more than their repeats spread: how many pairs, and
+    Kendall's tau over them (pairs in the right order less those in the wrong one, over all).
+    """
+    pairs = right = 0
+    for held in _rivals(scored).values():
+        for one, other in combinations(held, 2):
+            a, b = one.measured, other.measured
+            if abs(a.cpu_s - b.cpu_s) > (a.cpu_high_s - a.cpu_low_s + b.cpu_high_s - b.cpu_low_s) / 2:
+                pairs += 1
+                right += (a.cpu_s < b.cpu_s) == (one.drifted_cpu_s < other.drifted_cpu_s)
+    return {"pairs": pairs, "tau": (2 * right - pairs) / pairs} if pairs else {"pairs": 0}
+
+
+def _rivals(scored: Sequence[Scored]) -> dict[str, list[Scored]]:
+    groups: dict[str, list[Scored]] = defaultdict(list)
+    for entry in scored:
+        run = entry.case.run
+        groups[f"{entry.case.model} {run.global_batch} x {run.seq_len}"].append(entry)
+    return groups
 
 
 def ranking(scored: Sequence[Scored]) -> dict[str, float]:
     """Kendall's tau between predicted (at the moment's speed) and measured processor seconds, over the strategies of
     one model on the same batch.
     """
-    groups: dict[str, list[Scored]] = defaultdict(list)
-    for entry in scored:
-        run = entry.case.run
-        groups[f"{entry.case.model} {run.global_batch} x {run.seq_len}"].append(entry)
     taus = {name: kendall_tau([e.drifted_cpu_s for e in held], [e.measured.cpu_s for e in held])
-            for name, held in groups.items() if len(held) >= 3}  # fmt: skip
+            for name, held in _rivals(scored).items() if len(held) >= 3}  # fmt: skip
     return {name: tau for name, tau in taus.items() if tau is not None}

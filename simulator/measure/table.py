@@ -75,6 +75,15 @@ def table_text(rows: Iterable[Measured]) -> str:
     return stream.getvalue()
 
 
+def is_measured(path: Path) -> bool:
+    """Whether a file begins with the columns of measured steps."""
+    try:
+        with path.open(encoding="utf-8") as stream:
+            return stream.readline().strip().split(",") == [entry.name for entry in fields(Measured)]
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
 def read_table(path: Path) -> list[Measured]:
     """Rows of a table that `table_text` wrote. Raises InputError with the line of what cannot be read."""
     kinds = {entry.name: str(entry.type) for entry in fields(Measured)}

@@ -11,7 +11,7 @@ _CLASSES = (
 )  # fmt: skip
 _CASES = (
     "case", "ranks", "class", "measured CPU ms", "spread", "predicted", "error", "machine drift (product, memory)",
-    "error at that speed", "one rate", "peak memory",
+    "error at that speed", "one rate", "peak memory", "elapsed",
 )  # fmt: skip
 
 
@@ -40,11 +40,20 @@ def _summary_lines(summary: Mapping[str, Any]) -> list[str]:
     if summary["tau"]:
         listed = ", ".join(f"{name} {tau:.2f}" for name, tau in summary["tau"].items())
         lines += ["", f"Kendall's tau of the ranking of strategies, by model and batch: {listed}."]
-    memory = summary["memory"]
-    if memory:
-        figures = f"mean {memory['mean']:.2%}, worst {memory['worst']:.2%} of {memory['cases']} cases"
-        lines += ["", f"Peak memory against torch's tracker: {figures}."]
+    if summary["order"]["pairs"]:
+        pairs, tau = summary["order"]["pairs"], summary["order"]["tau"]
+        lines += ["", f"Over the {pairs} pairs of them that differ by more than their repeats spread: tau {tau:.2f}."]
+    lines += _figure_lines(summary, "memory", "Peak memory against torch's tracker")
+    lines += _figure_lines(summary, "pipeline_wall", "Elapsed time of pipelines, on no more ranks than cores")
+    lines += _figure_lines(summary, "wall", "Elapsed time of all cases on no more ranks than cores")
     return lines
+
+
+def _figure_lines(summary: Mapping[str, Any], key: str, words: str) -> list[str]:
+    found = summary[key]
+    if not found:
+        return []
+    return ["", f"{words}: mean {found['mean']:.2%}, worst {found['worst']:.2%} of {found['cases']} cases."]
 
 
 def _case_lines(scored: Sequence[Any]) -> list[str]:
@@ -57,5 +66,22 @@ def _case_lines(scored: Sequence[Any]) -> list[str]:
             f"{measured.spread_fraction:.1%}", f"{1e3 * entry.predicted.cpu_s:.0f}", f"{entry.error:+.1%}", drift,
             f"{entry.drifted_error:+.1%}", f"{entry.one_rate_error:+.1%}",
             "" if entry.memory_error is None else f"{entry.memory_error:+.2%}",
+            "" if entry.wall_error is None else f"{entry.wall_error:+.1%}",
         ]))  # fmt: skip
     return lines
+
+
+def sets_text(sets: Sequence[Any], apart: Mapping[str, Any] | None, *, cases: bool) -> str:
+    """Measured sets (`simulator.measure.sets.MeasuredSet`) as Markdown: summaries, with every case if asked.
+
+    `apart` is how far the calibrations of the last two sets predict from each other.
+    """
+    lines = []
+    if apart:
+        far = f"{apart['mean']:.1%} apart in the mean, {apart['worst']:.1%} at worst"
+        held = f"The calibrations of the last two sets predict the {apart['cases']} cases that both hold {far}"
+        lines += [f"{held}: what the machine itself drifted between them.", ""]
+    for found in sets:
+        lines += [f"### Set {found.name}", "", *_summary_lines(found.summary), ""]
+        lines += [*_case_lines(found.scored), ""] if cases else []
+    return "\n".join(lines)

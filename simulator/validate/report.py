@@ -29,22 +29,30 @@ AIMS: Mapping[str, float] = {
 
 def write_report(
     scores: Scores, folder: Path, *, reasons: Mapping[str, str] | None = None,
-    newcomers: Mapping[str, Mapping[str, Any]] | None = None, plots: bool = True,
+    newcomers: Mapping[str, Mapping[str, Any]] | None = None, own_machine: str = "", plots: bool = True,
 ) -> Path:  # fmt: skip
     """Write REPORT.md, residuals.csv and scatter plots as SVG into `folder`; returns the path of the report.
 
-    `newcomers` are figures of families without the profiles written for them alone (`validate/newcomer.py`). Raises
-    InputError when the folder cannot be written.
+    `newcomers` are figures of families without the profiles written for them alone (`validate/newcomer.py`),
+    `own_machine` the summary of steps measured on our own machines, as Markdown. Raises InputError when the folder
+    cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         images = scatter_plots(scores, folder / "plots") if plots else {}
         path = folder / "REPORT.md"
-        path.write_text(report_text(scores, reasons or {}, images, newcomers or {}), encoding="utf-8")
+        text = report_text(scores, reasons or {}, images, newcomers or {}) + _own_section(own_machine)
+        path.write_text(text, encoding="utf-8")
         write_residuals(folder / "residuals.csv", scores.residuals, PROVENANCE)
     except OSError as error:
         raise InputError([Problem(f"cannot be written: {error.strerror}.", str(folder))]) from None
     return path
+
+
+def _own_section(text: str) -> str:
+    """What was measured on our own machines, under its heading."""
+    heading = "\n## Training steps on our own machine\n\nReal torch steps beside what a calibration alone predicts"
+    return f"{heading} ([every case](measured/REPORT.md)).\n\n{text}" if text else ""
 
 
 def report_text(
