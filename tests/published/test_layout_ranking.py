@@ -1,11 +1,11 @@
 """Which layout is fastest: our pick against the best measured, in every set of runs that differ only in their layout.
 
 Aim: in each (model, devices, batch, length) of `colm_parallel_layouts` and `vtrain` the measured time of the layout
-that is predicted fastest is on average within 2 % of the best measured, and Kendall's tau of the ranking is 0.8 or more.
+predicted fastest is on average within 2 % of the best measured, and Kendall's tau of the ranking is 0.8 or more.
 
 What a row is. Rows that the table cannot tell apart are one layout, measured at its best: COLM ran each layout with up
-to three attention kernels (Megatron's fused softmax, FlashAttention 1.0.8 and 2) whose column its transcription does not
-have; they lie up to 30 % apart, so that no prediction from the table's columns reaches a tau over its single rows of
+to three attention kernels (Megatron's fused softmax, FlashAttention 1.0.8 and 2) whose column the table does not have;
+they lie up to 30 % apart, so that no prediction from the table's columns reaches a tau over its single rows of
 more than 0.78 in the set of 64 devices at 2,048 tokens, and 0.87 in that of 128 at 8,192. Trials 97689 to 97704 of COLM
 are such rows: the sweep's order (kernel after kernel, the same 16 layouts each) and their out-of-memory pattern, which
 is that of unfused attention, say that they ran Megatron's softmax kernel, though the table calls them fused.
