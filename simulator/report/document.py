@@ -11,6 +11,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from simulator.explain import FORMULAS, explain_term, terms
+from simulator.intervals import COVERAGE
 from simulator.report.svg_bars import MEMORY_ORDER, TIME_ORDER, in_order, word
 from simulator.result import Estimate
 from simulator.spec.run import Run
@@ -55,7 +56,7 @@ def _headline(answer: Estimate) -> list[Row]:
     rate = answer.model_flops_per_s_per_device
     return [
         {"term": "step_time_s", "name": "step time", "value": format_time(answer.step_time_s),
-         "note": f"likely {format_time(low, 3)} to {format_time(high, 3)}"},
+         "note": f"likely {format_time(low, 3)} to {format_time(high, 3)} ({format_percent(COVERAGE)})"},
         {"term": "tokens_per_s", "name": "tokens per second", "value": format_count(answer.tokens_per_s),
          "note": f"{format_count(each)} per device"},
         {"term": "mfu", "name": "MFU", "value": format_percent(answer.mfu),
@@ -100,13 +101,24 @@ def _known(term: str) -> str:
 def _term(answer: Estimate, name: str) -> Row:
     """One number expanded; values as text."""
     found = explain_term(answer, name)
+    values = [[key, _inner(name, key, value)] for key, value in found["values"].items()]
     return {
         "name": name,
         "value": value_text(found["value"], "%" if name in {"mfu", "hfu"} else found["unit"]),
         "formula": found["formula"],
-        "values": [[key, _inner(name, key, value)] for key, value in found["values"].items()],
+        "values": [*values, *_sureness(answer, name)],
         "source": found["source"],
     }
+
+
+def _sureness(answer: Estimate, name: str) -> list[list[str]]:
+    """How sure a headline number is, from the errors on published runs."""
+    if name == "step_time_s":
+        low, high = format_time(answer.step_time_low_s, 3), format_time(answer.step_time_high_s, 3)
+        return [[f"holds {format_percent(COVERAGE)} of measured runs of other families", f"{low} to {high}"]]
+    if name == "peak_memory_bytes":
+        return [["probability that the verdict on memory is right", format_percent(answer.fits_confidence, 2)]]
+    return []
 
 
 def _inner(name: str, key: str, value: Any) -> str:

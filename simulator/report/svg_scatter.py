@@ -10,6 +10,8 @@ from simulator.report.svg import Scene, Shape, circle, line, path, text, ticks
 from simulator.units import format_bytes, format_time
 
 LEFT, RIGHT, TOP, TALL = 46, 14, 16, 200
+WIDE = 420
+"""Width from which on five times stand beneath the picture without touching."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +60,10 @@ def scatter_scene(points: Sequence[Point], limit_bytes: float, width: int) -> Sc
     for tick in ticks(most / 2**30, 5):
         at = y(tick * 2**30)
         shapes += [line(LEFT, at, width - RIGHT, at), text(LEFT - 6, at + 4, f"{tick:g}", "axis", "end")]
-    for part in range(5):
-        time_s = fast * (slow / fast) ** (part / 4) if logarithmic else fast + (slow - fast) * part / 4
-        anchor = "start" if part == 0 else "end" if part == 4 else "middle"
+    last = 4 if width >= WIDE else 2
+    for part in range(last + 1):
+        time_s = fast * (slow / fast) ** (part / last) if logarithmic else fast + (slow - fast) * part / last
+        anchor = "start" if part == 0 else "end" if part == last else "middle"
         shapes.append(text(x(time_s), bottom + 15, format_time(time_s, 3), "axis", anchor))
     limit = y(limit_bytes)
     shapes += [line(LEFT, limit, width - RIGHT, limit, "limit"),

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
 import simulator as sim
 from simulator.cli import run as run_command
-from simulator.units import format_bytes, format_time
+from simulator.units import format_bytes, format_percent, format_time
 from simulator.web.server import Explorer
 from tests.web.explorer_page import settled
 
@@ -19,6 +19,13 @@ pytestmark = [pytest.mark.browser, pytest.mark.loopback]
 
 SMALL = {"model": "gpt3-6.7b", "cluster": "dgx-a100", "nodes": "2", "global_batch": "32", "tp": "2", "pp": "2",
          "vp": "1", "schedule": "1f1b", "recompute": "none"}  # fmt: skip
+TURNS = [
+    ("nodes", "4"), ("tp", "4"), ("pp", "4"), ("vp", "4"), ("dp", "4"), ("cp", "2"), ("zero", "1"),
+    ("micro_batch", "2"), ("global_batch", "64"), ("seq_len", "1024"), ("schedule", "zb-h1"), ("recompute", "full"),
+    ("precision", "fp16"), ("optimizer", "sgd"), ("framework", "nemo-2024"), ("model", "gpt3-13b"),
+    ("cluster", "dgx-h100"),
+]  # fmt: skip
+MIXTURE_TURNS = [("ep", "8"), ("etp", "2"), ("cp", "2")]
 MIXTURE = {**SMALL, "model": "mixtral-8x7b", "seq_len": "4096", "nodes": "4", "tp": "1", "pp": "4"}
 
 
@@ -62,6 +69,10 @@ def test_the_first_page_shows_the_estimate_of_the_library(page: Page, server: Ex
     assert shown(page, "step_time_s") == format_time(answer.step_time_s)
     assert shown(page, "peak_memory_bytes") == format_bytes(answer.peak_memory_bytes)
     expect(page.locator("#fits")).to_have_class("fits")
+    # How sure: the interval of the step time, the confidence of the verdict.
+    low, high = format_time(answer.step_time_low_s, 3), format_time(answer.step_time_high_s, 3)
+    expect(page.locator("#headline [data-term=step_time_s] small")).to_have_text(f"likely {low} to {high} (90 %)")
+    expect(page.locator("#fits")).to_contain_text(f"({format_percent(answer.fits_confidence, 2)} sure)")
     for name in ("waterfall", "memory", "timeline", "topology", "scatter"):
         expect(page.locator(f"#picture-{name} svg[role=img]")).to_have_attribute("aria-label", re.compile(r"\w+"))
 
@@ -72,13 +83,7 @@ def test_the_token_is_not_left_in_the_address(page: Page, server: Explorer) -> N
     assert server.token not in page.content()
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("nodes", "4"), ("tp", "4"), ("pp", "4"), ("vp", "4"), ("dp", "4"), ("cp", "2"), ("zero", "1"),
-     ("micro_batch", "2"), ("global_batch", "64"), ("seq_len", "1024"), ("schedule", "zb-h1"), ("recompute", "full"),
-     ("precision", "fp16"), ("optimizer", "sgd"), ("framework", "nemo-2024"), ("model", "gpt3-13b"),
-     ("cluster", "dgx-h100")],
-)  # fmt: skip
+@pytest.mark.parametrize(("name", "value"), TURNS)
 def test_every_dial_changes_the_answer_and_the_address(page: Page, server: Explorer, name: str, value: str) -> None:
     if name == "framework":
         value = next(each for each in sim.catalog.names("frameworks") if each.startswith("nemo"))
@@ -92,7 +97,7 @@ def test_every_dial_changes_the_answer_and_the_address(page: Page, server: Explo
     assert value in after
 
 
-@pytest.mark.parametrize(("name", "value"), [("ep", "8"), ("etp", "2"), ("cp", "2")])
+@pytest.mark.parametrize(("name", "value"), MIXTURE_TURNS)
 def test_a_mixture_has_its_dials_too(page: Page, server: Explorer, name: str, value: str) -> None:
     visit(page, server, **MIXTURE)
     before = page.locator("#picture-topology svg").get_attribute("aria-label")
@@ -101,6 +106,13 @@ def test_a_mixture_has_its_dials_too(page: Page, server: Explorer, name: str, va
     assert page.locator("#problems").is_hidden()
     assert before != after
     assert f"{name} {value} reaches" in (after or "")
+
+
+def test_no_dial_is_without_its_test(page: Page, server: Explorer) -> None:
+    visit(page, server, **SMALL)
+    dials = set(page.eval_on_selector_all("[id^=dial-]", "all => all.map(each => each.id.slice(5))"))
+    turned = {name for name, _ in TURNS} | {name for name, _ in MIXTURE_TURNS}
+    assert dials == turned | {"context_kind", "sequence_parallel"}
 
 
 def test_the_context_kind_and_sequence_parallelism_are_dials(page: Page, server: Explorer) -> None:
@@ -306,6 +318,15 @@ def test_a_wrong_input_is_marked_and_the_fix_is_said(
     turn(page, name, SMALL[name])
     expect(page.locator("#problems")).to_be_hidden()
     expect(page.locator(f"#dial-{name}")).to_have_attribute("aria-invalid", "false")
+
+
+def test_a_first_state_that_cannot_run_claims_no_earlier_answer(page: Page, server: Explorer) -> None:
+    visit(page, server, **{**SMALL, "tp": "7"})
+    expect(page.locator("#problems")).to_contain_text("does not divide")
+    expect(page.locator("#title")).to_have_text("This cannot run")
+    assert page.locator("#fits").inner_text() == ""
+    turn(page, "tp", "2")
+    expect(page.locator("#fits")).to_contain_text("Fits")
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ async function refresh() {
     showScatter(found.scatter);
   } else {
     dials.mark(found.problems.map((problem) => problem.where));
-    showProblems(found.problems);
+    showProblems(found.problems, answer !== null);
   }
   document.body.dataset.updateMs = String(Math.round(performance.now() - began));
   document.body.dataset.revision = String(++revision);
@@ -142,7 +142,7 @@ function fromAddress() {
 async function begin() {
   const { ok, answer: found } = await ask("api/catalogue", {});
   if (!ok) {
-    showProblems(found.problems);
+    showProblems(found.problems, false);
     return;
   }
   start = found.start;

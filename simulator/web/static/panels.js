@@ -72,11 +72,12 @@ export function showAnswer(view) {
   table("rows-traffic", ["axis", "sent per device", "share"], doc.traffic.map(cells));
   at("notes").replaceChildren(...doc.notes.map((words) => element("li", words)));
   at("provenance").replaceChildren(...doc.provenance.flatMap((row) => [element("dt", `${row.what} (${row.kind})`), element("dd", row.source)]));
-  at("command").textContent = doc.command;
+  // Words stay whole: a line that broke behind "--" would be misread.
+  at("command").replaceChildren(...doc.command.split(" ").flatMap((word) => [element("span", word, "whole"), " "]));
 }
 
-/** @param {{message: string, where: string, hint: string}[]} problems */
-export function showProblems(problems) {
+/** @param {{message: string, where: string, hint: string}[]} problems @param {boolean} shown whether an older answer stands there */
+export function showProblems(problems, shown = true) {
   at("problems").hidden = problems.length === 0;
   at("problems").replaceChildren(...problems.map((problem) => element("p", `${problem.message} ${problem.hint}`.trim())));
   for (const place of ["headline", ...document.querySelectorAll("#answer figure, #answer table")]) {
@@ -84,7 +85,7 @@ export function showProblems(problems) {
   }
   if (problems.length) {
     at("title").textContent = "This cannot run";
-    at("fits").textContent = "What is shown is the last strategy that could.";
+    at("fits").textContent = shown ? "What is shown is the last strategy that could." : "";
     at("fits").className = "over-limit";
   }
 }
