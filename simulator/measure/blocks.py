@@ -35,8 +35,9 @@ class Attention(reference.Attention):
         if not self.setting.kernels.fused_attention:
             return super()._core(q, k, v, bias, mask)
         result = functional.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=self.spec.causal
-        )
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=self.spec.causal,
+            enable_gqa=self.spec.kv_heads < self.spec.heads,
+        )  # fmt: skip
         return result.transpose(1, 2)
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from simulator import catalog
-from simulator.arch.operations import Number
 from simulator.breakdown import executed_flops_per_step, memory_of, time_of
 from simulator.cluster.network import collective_time_s
 from simulator.lowered import Lowered, rank_slots, run_step
 from simulator.measure.suite import Case, model_of
 from simulator.parallel.legal import check
 from simulator.parallel.stage_cost import StageCost
+from simulator.parallel.step_peak import eager_peak, refused
 from simulator.spec.hardware import Cluster
 from simulator.spec.machine_file import Clock, read_machine
 from simulator.spec.reading import read_document
@@ -42,7 +41,7 @@ def predict(case: Case, machine: Path) -> Prediction:
         matrix_cpu_s=matrix_cpu_seconds(spent, case),
         wall_s=time_of(elapsed, case.strategy).total_s,
         one_rate_cpu_s=flops / device.peak_flops_per_s[case.run.precision],
-        peak_memory_bytes=peak_memory(memory_of(spent).parts, spent.program.micro_batches),
+        peak_memory_bytes=peak_memory(spent, case),
     )
 
 
@@ -56,12 +55,17 @@ def _lowered(case: Case, machine: Path, clock: Clock) -> Lowered:
     return run_step(model, cluster, case.run, case.strategy, software)
 
 
-def peak_memory(parts: Mapping[str, float], micro_batches: Number) -> float:
+def peak_memory(lowered: Lowered, case: Case) -> float:
     """Peak bytes of an eager torch step that frees its gradients after each update (`zero_grad(set_to_none=True)`) [B].
 
-    With one micro-batch no gradient exists when the loss is made, and all do when the activations are gone: the peak
-    is the larger of the two. Later micro-batches find the gradients of the first.
+    Tensor by tensor for one process and for FSDP's ranks. Of other strategies the larger of two moments: with one
+    micro-batch no gradient exists when the loss is made, and all do when the activations are gone; later micro-batches
+    find the gradients of the first.
     """
+    setting = lowered.setting
+    if not refused(case.strategy, case.run, setting.framework):
+        return eager_peak(model_of(case.model), case.run, case.strategy, setting.framework).total_bytes
+    parts, micro_batches = memory_of(lowered).parts, lowered.program.micro_batches
     held = sum(value for name, value in parts.items() if name not in ("gradients", "activations", "working_set"))
     at_loss, gradients = parts["activations"] + parts["working_set"], parts["gradients"]
     return held + (at_loss + gradients if micro_batches > 1 else max(at_loss, gradients))

@@ -1,0 +1,194 @@
+"""Peak memory of a step against torch's memory trackers, by category: one process, checkpointed, and FSDP's ranks.
+
+One process is equal to the byte. Two habits of the tools are taken out, not tolerated. torch's ModTracker waits, with
+the gradients in its hands, until it has those of all inputs of a module; here it reports at the first one, as otherwise
+the gradient of a head's input stays until that of the tied table is complete. MemTracker says itself that it books
+activations made again in backward partly as temporaries: with recomputation the two are compared as a sum.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from simulator.arch.parameters import COUNTING, parameters
+from simulator.measure.suite import MODELS
+from simulator.parallel.eager_model import trace
+from simulator.parallel.liveness import Peak, States
+from simulator.parallel.recompute import Policy
+from simulator.parallel.step_peak import ShardedWalk, Sharding, parameter_sizes, plain_peak
+from simulator.spec.model import ModelSpec
+from tests.support import gpt, mixture
+
+torch = pytest.importorskip("torch")
+
+from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
+
+from simulator.measure.blocks import trained  # noqa: E402
+from simulator.validate.torch_counts.blocks import Setting  # noqa: E402
+from simulator.validate.torch_counts.collectives import fake_world  # noqa: E402
+from simulator.validate.torch_counts.tally import build, token_ids  # noqa: E402
+
+EAGER = replace(COUNTING, activation_dtype="fp32", gemm_dtype="fp32", fused_rope=False, fused_bias_activation=False,
+                fused_softmax=False, fused_cross_entropy=False)  # fmt: skip
+"""torch's own kernels: `layer_norm` and attention are one operator each, the rest is composed."""
+BF16 = replace(EAGER, activation_dtype="bf16", gemm_dtype="bf16")
+NONE, FULL, CORE = Policy(), Policy(full=True), Policy(modules=frozenset({"core_attn"}))
+
+
+@pytest.fixture(autouse=True)
+def hooks_hold_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.autograd.graph import register_multi_grad_hook
+    from torch.distributed._tools import mod_tracker
+
+    at_first = functools.partial(register_multi_grad_hook, mode="any")
+    monkeypatch.setattr(mod_tracker, "register_multi_grad_hook", at_first)
+
+
+def categories(snapshot: Mapping[Any, Mapping[Any, int]]) -> dict[str, int]:
+    (sizes,) = snapshot.values()
+    return {getattr(kind, "value", kind): size for kind, size in sizes.items()}
+
+
+def torch_peak(model: ModelSpec, kernels: Any, policy: Policy, batch: int, seq_len: int) -> dict[str, int]:
+    """Peak of the second step (forward, backward, fused AdamW) by MemTracker's categories."""
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    with FakeTensorMode():
+        module = trained(build(Setting(model=model, kernels=kernels, policy=policy)))
+        optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True)
+        ids = token_ids(model, batch, seq_len, seq_len)
+        tracker = MemTracker()
+        tracker.track_external(module, optimizer)
+        for _ in range(2):
+            tracker.reset_mod_stats()
+            with tracker:
+                module(*ids).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+    return categories(tracker.get_tracker_snapshot("peak"))
+
+
+def our_peak(model: ModelSpec, kernels: Any, policy: Policy, batch: int, seq_len: int) -> Peak:
+    traced = trace(model, kernels, policy, batch=batch, seq_len=seq_len, target_seq_len=seq_len)
+    sizes = parameter_sizes(traced.pieces)
+    total = sum(sizes.values())
+    assert total == parameters(model).total * kernels.element_bytes
+    return plain_peak(traced, States(parameter_bytes=total, optimizer_bytes=2 * total + 4 * len(sizes)))
+
+
+def without_words(name: str) -> ModelSpec:
+    """A measured model of two layers a stack, its vocabulary so small that the peak lies in its layers or tables."""
+    model = MODELS[name]
+    stacks = []
+    for stack in model.stacks:
+        kinds = [kind for kind, count in stack.runs for _ in range(count)][:2]
+        stacks.append(replace(stack, runs=tuple((kind, 1) for kind in kinds)))
+    return replace(model, embedding=replace(model.embedding, vocab=64), stacks=tuple(stacks))
+
+
+MIXED = mixture(hidden=128, layers=2, heads=4, experts=8, top_k=2, expert_hidden=256)
+SHARED = replace(MIXED, stacks=tuple(
+    replace(stack, runs=tuple((replace(layer, experts=replace(layer.experts, shared_hidden=192)), count)
+                              for layer, count in stack.runs)) for stack in MIXED.stacks))  # fmt: skip
+CASES: dict[str, tuple[ModelSpec, Any, Policy, int, int]] = {
+    "gpt, its loss": (gpt(256, 3, 4, vocab=8192, seq_len=256), EAGER, NONE, 4, 256),
+    "gpt, its layers": (without_words("gpt-9m"), EAGER, NONE, 4, 256),
+    "gpt, its tables": (without_words("gpt-9m"), EAGER, NONE, 1, 64),
+    "gpt, unfused": (without_words("gpt-9m"), replace(EAGER, fused_attention=False), NONE, 4, 256),
+    "gpt, checkpointed": (without_words("gpt-9m"), EAGER, FULL, 4, 256),
+    "gpt, core checkpointed": (without_words("gpt-1m"), replace(EAGER, fused_attention=False), CORE, 4, 256),
+    "gpt, bf16": (without_words("gpt-9m"), BF16, NONE, 4, 256),
+    "bert": (without_words("bert-17m"), EAGER, NONE, 4, 256),
+    "bert, checkpointed": (without_words("bert-17m"), EAGER, FULL, 4, 256),
+    "llama": (without_words("llama-15m"), EAGER, NONE, 4, 256),
+    "llama, checkpointed": (without_words("llama-15m"), EAGER, FULL, 4, 256),
+    "llama, bf16": (without_words("llama-15m"), BF16, NONE, 4, 64),
+    "t5": (without_words("t5-13m"), EAGER, NONE, 4, 128),
+    "t5, checkpointed": (without_words("t5-13m"), EAGER, FULL, 4, 128),
+    "switch": (without_words("switch-20m"), EAGER, NONE, 4, 256),
+    "switch, checkpointed": (without_words("switch-20m"), EAGER, FULL, 4, 256),
+    "dropless experts": (MIXED, EAGER, NONE, 4, 256),
+    "shared experts": (SHARED, EAGER, NONE, 4, 256),
+    "dropout": (gpt(256, 2, 4, vocab=512, seq_len=256), replace(EAGER, dropout=True), NONE, 4, 256),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_process_peaks_where_the_tracker_does(case: str) -> None:
+    model, kernels, policy, batch, seq_len = CASES[case]
+    ours, theirs = our_peak(*CASES[case]), torch_peak(model, kernels, policy, batch, seq_len)
+    assert ours.total_bytes == theirs["Total"]
+    assert ours.parts["parameters"] == theirs["Parameter"]
+    assert ours.parts["optimizer"] == theirs["Optstate"]
+    if policy == NONE:
+        assert ours.parts["gradients"] == theirs["Gradient"]
+        assert ours.parts["activations"] == theirs["Activation"]
+        assert ours.parts["temporaries"] == theirs["Temp"]
+
+
+RANKS, BATCH, SEQ_LEN = 64, 1, 2048
+
+
+def fsdp_peak(model: ModelSpec, policy: Policy, *, mixed: bool) -> dict[str, int]:
+    """Peak of forward and backward of one of 64 ranks, gradients freed before: every layer and the root are wrapped.
+
+    The optimizer's states are made before: DTensor's sharding propagation would be booked at global shapes.
+    """
+    from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    policies = {"mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)}
+    options: dict[str, Any] = policies if mixed else {}
+    with fake_world(RANKS):
+        mesh = init_device_mesh("cpu", (RANKS,))
+        with FakeTensorMode():
+            module = trained(build(Setting(model=model, kernels=EAGER, policy=policy)))
+            for layer in module.stacks[0].layers:
+                fully_shard(layer, mesh=mesh, **options)
+            fully_shard(module, mesh=mesh, **options)
+            optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, foreach=False)
+            for parameter in module.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()
+            optimizer.zero_grad()
+            tracker = FSDPMemTracker(module, optimizer)
+            ids = token_ids(model, BATCH, SEQ_LEN, 0)
+            tracker.track_inputs(tuple(ids))
+            with tracker:
+                module(*ids).backward()
+    return categories(tracker.get_tracker_snapshot("peak"))
+
+
+def our_fsdp_peak(model: ModelSpec, policy: Policy, *, mixed: bool) -> Peak:
+    traced = trace(model, BF16 if mixed else EAGER, policy, batch=BATCH, seq_len=SEQ_LEN)
+    share = parameters(model).total / RANKS
+    states = States(parameter_bytes=4 * share, optimizer_bytes=8 * share + 4 * len(parameter_sizes(traced.pieces)))
+    return ShardedWalk(traced, states, Sharding(ranks=RANKS)).run()
+
+
+@pytest.mark.parametrize(
+    ("layers", "mixed", "policy"), [(40, False, NONE), (4, True, NONE), (6, False, FULL)],
+    ids=["13B", "mixed precision", "checkpointed"],
+)  # fmt: skip
+def test_a_rank_of_fsdp_peaks_where_the_tracker_does(layers: int, mixed: bool, policy: Policy) -> None:
+    """GPT-3 13B's shape (fewer layers where said). FSDP pads dim 0 of each parameter to a multiple of the ranks, which
+    ours leaves out: of this model's only the 50,257 words, by 47 rows, of which a rank gathers all.
+    """
+    model = gpt(5120, layers, 40, vocab=50257, seq_len=SEQ_LEN)
+    ours, theirs = our_fsdp_peak(model, policy, mixed=mixed), fsdp_peak(model, policy, mixed=mixed)
+    assert ours.total_bytes == pytest.approx(theirs["Total"], rel=2e-4)
+    gathered = theirs["Unsharded Param"] + theirs["All Gather"] + theirs["Reduce Scatter"]
+    size = 2 if mixed else 4
+    assert gathered - ours.parts["gathered"] == 47 * 5120 * size
+    assert ours.parts["parameters"] == pytest.approx(theirs["Sharded Param"], rel=2e-4)
+    assert ours.parts["gradients"] == theirs["Sharded Grad"]
+    assert ours.parts["optimizer"] == pytest.approx(theirs["OptState"], rel=2e-4)
+    if policy == NONE:
+        assert ours.parts["activations"] == theirs["Activation"]
+        assert ours.parts["temporaries"] == theirs["Temp"]
