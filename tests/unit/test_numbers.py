@@ -72,3 +72,14 @@ def test_sums_to_sees_a_missing_part() -> None:
     """One part in a million is a difference; the last bit is none."""
     assert sums_to([0.1, 0.2], 0.3)
     assert not sums_to([0.1, 0.2], 0.3 * (1 + 1e-6))
+
+
+def test_a_count_that_is_not_exact_is_named() -> None:
+    with pytest.raises(InputError, match=r"^a count of"):
+        exact(MAX_EXACT + 1)
+
+
+def test_nothing_sums_to_zero_and_a_half_does_not() -> None:
+    assert sums_to([], 0.0)
+    assert not sums_to([], 1e-13)
+    assert not sums_to([0.25, 0.25], 0.5 + 1e-9)

@@ -188,3 +188,57 @@ def test_formats_read_back(value: float) -> None:
     assert parse_quantity(printed, "bytes") == pytest.approx(value + 1.0, rel=1e-3)
     printed = units.format_bandwidth(value + 1.0).replace(",", "")
     assert parse_quantity(printed, "bandwidth") == pytest.approx(value + 1.0, rel=1e-3)
+
+
+def test_a_text_of_64_characters_is_read_and_a_longer_one_cut() -> None:
+    """61 characters and three dots stand for what was too long."""
+    zeros = "0" * 57
+    assert parse_quantity(f"{zeros}12 GB/s", "bandwidth") == 12e9
+    assert len(f"{zeros}12 GB/s") == units.MAX_TEXT
+    with pytest.raises(InputError) as refusal:
+        parse_quantity(f"{zeros}012 GB/s", "bandwidth")
+    assert str(refusal.value).startswith(f"'{zeros}012... is longer than 64 characters.")
+    with pytest.raises(InputError) as refusal:
+        parse_quantity(f"x{'y' * 61}", "bandwidth")
+    assert str(refusal.value).startswith(f"'x{'y' * 61}' is not a quantity.")
+    with pytest.raises(InputError) as refusal:
+        parse_quantity(f"x{'y' * 62}", "bandwidth")
+    assert str(refusal.value).startswith(f"'x{'y' * 59}... is not a quantity.")
+
+
+def test_a_count_is_no_other_kind_of_quantity() -> None:
+    """B is bytes and not 10^9 where a bandwidth is wanted, M is nothing but a count."""
+    with pytest.raises(InputError, match="unknown unit M"):
+        parse_quantity("3 M", "bandwidth")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("format_bytes", 0.0, "0 B"),
+        ("format_count", 0.0, "0"),
+        ("format_time", 1.234567, "1.235 s"),
+        ("format_time", 86400.0 * 12345, "12,345 d"),
+        ("format_time", 5e-10, "0.5 ns"),
+        ("format_bandwidth", 1.234567e9, "1.235 GB/s"),
+        ("format_flops", 1.234567e9, "1.235 GFLOP"),
+        ("format_flop_rate", 1.234567e9, "1.235 GFLOP/s"),
+        ("format_power", 1234.567, "1.235 kW"),
+        ("format_bytes", 1234.567 * 2**30, "1.206 TiB"),
+        ("format_count", 1e12, "1T"),
+        ("format_count", 12345e12, "12,345T"),
+        ("format_count", 999.96e3, "1M"),
+        ("format_percent", 9.9999, "1,000 %"),
+        ("format_percent", 12.3456, "1,235 %"),
+        ("format_percent", 1e-9, "1e-07 %"),
+    ],
+)
+def test_digits_of_formats(name: str, value: float, expected: str) -> None:
+    assert getattr(units, name)(value) == expected
+
+
+def test_fewer_digits_where_they_are_asked_for() -> None:
+    assert units.format_time(1.234567, 2) == "1.2 s"
+    assert units.format_bytes(123456, 2) == "121 KiB"
+    assert units.format_count(1000.0, 4) == "1K"
+    assert units.format_count(1000.4, 6) == "1.0004K"
