@@ -190,6 +190,19 @@ def uniform(cluster: Cluster, devices: Sequence[int] | None = None) -> Cluster:
     return _equal(cluster, inside.device, inside.tier, slowest_uplink(cluster, devices).uplink)
 
 
+def as_fastest(cluster: Cluster, dtype: str = "bf16") -> Cluster:
+    """A cluster of unequal nodes as if every node were its fastest: the device with the highest peak for `dtype`, with
+    the most memory of any, on the fastest links.
+    """
+    if not is_unequal(cluster):
+        return cluster
+    every = [member(cluster, node) for node in range(cluster.nodes)]
+    device = max(every, key=lambda m: m.device.peak_flops_per_s.get(dtype, m.device.vector_flops_per_s)).device
+    memory = max(each.device.memory_bytes for each in every)
+    inside, outside = max(every, key=_pace), max(every, key=_card_pace)
+    return _equal(cluster, replace(device, memory_bytes=memory), inside.tier, outside.uplink)
+
+
 def as_slowest(cluster: Cluster, dtype: str = "bf16") -> tuple[Cluster, tuple[str, ...]]:
     """A cluster of unequal nodes as if every node were its slowest, and what was taken from which node, in words.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from simulator.report.text import rendered, table
+from simulator.report.text import WIDTH, rendered, table
 from simulator.units import format_bytes, format_count, format_percent, format_time, format_usd
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def strategy_words(strategy: Strategy) -> str:
         words[-1] += f" ({strategy.recompute_layers} layers)"
     words.append(strategy.context_kind if strategy.cp > 1 else "")
     words.append("" if strategy.sequence_parallel or strategy.tp == 1 else "no sequence parallelism")
+    words.append(f"layers {','.join(map(str, strategy.layers_per_stage))}" if strategy.layers_per_stage else "")
     words.append("" if strategy.order == type(strategy)().order else "-".join(strategy.order))
     return "  ".join(word for word in words if word)
 
@@ -56,6 +58,11 @@ def plan_text(plan: Plan) -> str:
         *(f"- {note}" for note in plan.notes),
     ]
     return rendered(["\n".join(head), _runners(plan.entries), *tail])
+
+
+def hanging(head: str, words: str) -> str:
+    """A line that starts with `head`; what does not fit goes on beneath its words."""
+    return textwrap.fill(words, WIDTH, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False)
 
 
 def bill_words(bill: Bill) -> str:
