@@ -1,6 +1,6 @@
 """The engine: runs any order with given durations and returns the exact timeline.
 
-A rank's kernels are issued in the order of its program, and a stream runs what it was given in that order (CUDA
+A rank's kernels are issued in the order of its schedule, and a stream runs what it was given in that order (CUDA
 streams are first in, first out). So the start of a task is the latest of three times: the end of the task before it
 on its rank, the arrival of the output it reads, and the moment the host has issued it. In topological sequence that
 is one pass of maxima and additions; there is no approximation in it. Where the pass repeats itself, its periods are
@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from simulator.errors import InputError
 from simulator.schedule.order import BACKWARD, Order
-from simulator.schedule.program import Program, program
 from simulator.schedule.recurrence import Work, run_nodes
 from simulator.schedule.timeline import Timeline
+from simulator.schedule.wiring import Wiring, wiring
 
 Floats = npt.NDArray[np.float64]
 PerStage = float | npt.ArrayLike
@@ -94,7 +94,7 @@ def simulate(
     Raises InputError where an array has not one entry per stage or boundary, `Deadlock` where ranks wait for each
     other.
     """
-    graph = program(order)
+    graph = wiring(order)
     transfers = transfers if transfers is not None else Transfers()
     costs = lay_out(order, durations, transfers)
     duration = costs.duration[graph.duration_index]
@@ -137,7 +137,7 @@ def _communication_s(order: Order, durations: Durations) -> Floats:
     return np.concatenate([out, back, np.zeros(stages), back])
 
 
-def _after_previous(order: Order, graph: Program, start: Floats, end: Floats) -> Floats:
+def _after_previous(order: Order, graph: Wiring, start: Floats, end: Floats) -> Floats:
     """Starts that the rounding of end - duration has not put before the end of the task before."""
     single = ~graph.second[1:]
     single[order.rank_start[1:-1] - 1] = False
@@ -156,7 +156,7 @@ def per_stage(value: PerStage, count: int, name: str) -> Floats:
 
 
 def lay_out(order: Order, durations: Durations, transfers: Transfers) -> Costs:
-    """The lookup tables that a program's indices point into. Raises InputError for a wrong length."""
+    """The lookup tables that a wiring's indices point into. Raises InputError for a wrong length."""
     stages = order.stages
 
     def column(name: str) -> Floats:
@@ -164,7 +164,7 @@ def lay_out(order: Order, durations: Durations, transfers: Transfers) -> Costs:
 
     forward, grad, weight = column("forward_s"), column("input_grad_s"), column("weight_grad_s")
     tables = [forward, grad, weight, grad + weight, np.zeros(1)]
-    pairs = program(order).pairs
+    pairs = wiring(order).pairs
     if len(pairs):
         talk = np.stack([column("forward_comm_s"), column("backward_comm_s")])
         tables.append(_paired_s(pairs, np.stack(tables[:4]), talk, durations.beside_slowdown_factor))

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from simulator.errors import InputError
 from simulator.schedule.engine import Durations, Transfers, lay_out
 from simulator.schedule.order import Order
-from simulator.schedule.program import program
+from simulator.schedule.wiring import wiring
 
 Floats = npt.NDArray[np.float64]
 _FLOATS_AT_ONCE = 10_000_000
@@ -96,7 +96,7 @@ def _factors(jitter: Jitter, runs: int, ranks: int, replicas: int) -> Floats:
 
 def _makespans(order: Order, durations: Durations, transfers: Transfers, factors: Floats) -> Floats:
     """The engine's recurrence with one row of numbers per task; factors are (runs, ranks)."""
-    graph = program(order)
+    graph = wiring(order)
     costs = lay_out(order, durations, transfers)
     seconds = costs.duration[graph.duration_index].tolist()
     sends, lates = costs.send[graph.send_index].tolist(), costs.latency[graph.send_index].tolist()

@@ -19,7 +19,7 @@ import numpy as np
 
 from simulator.errors import Complaints, InputError
 from simulator.schedule.order import Ints, Order, build_order, check
-from simulator.schedule.program import program
+from simulator.schedule.wiring import wiring
 
 _LETTERS = {"F": 0, "I": 1, "W": 2, "B": 3}
 _LETTER = "FIWB"
@@ -59,7 +59,7 @@ def parse_order(text: str, *, where: str = "order") -> Order:
     broken.raise_if_any()
     order = _assemble(rows, where)
     check(order, where=where)
-    program(order)
+    wiring(order)
     return order
 
 

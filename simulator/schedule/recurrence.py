@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from simulator.schedule.program import Program
 from simulator.schedule.steady import Zone
+from simulator.schedule.wiring import Wiring
 
 Floats = npt.NDArray[np.float64]
 _SAME = 8.0 * float(np.finfo(np.float64).eps)
@@ -81,8 +81,8 @@ class _Jump:
     shift_s: float
 
 
-def run_nodes(graph: Program, work: Work, ranks: int, begin: Sequence[float], *, repeats: bool) -> Times:
-    """Runs a program. `begin` holds "now" and when each slot's parameters are there [s].
+def run_nodes(graph: Wiring, work: Work, ranks: int, begin: Sequence[float], *, repeats: bool) -> Times:
+    """Runs a wiring. `begin` holds "now" and when each slot's parameters are there [s].
 
     `repeats` says that nodes which do the same take the same time, so that a steady state may be written down.
     """
@@ -111,7 +111,7 @@ def run_nodes(graph: Program, work: Work, ranks: int, begin: Sequence[float], *,
 
 
 def _through(
-    zone: Zone, state: _State, graph: Program, work: Work, run: Callable[[int, int], None], jumps: list[_Jump]
+    zone: Zone, state: _State, graph: Wiring, work: Work, run: Callable[[int, int], None], jumps: list[_Jump]
 ) -> int:
     """Runs a zone until its state has moved by one time over a period, and skips the rest; gives the next node."""
     at, period = zone.first, zone.period
@@ -135,7 +135,7 @@ def _through(
     return at
 
 
-def _touched(graph: Program, work: Work, first: int, stop: int) -> tuple[set[int], ...]:
+def _touched(graph: Wiring, work: Work, first: int, stop: int) -> tuple[set[int], ...]:
     """Ranks whose clocks (in the sequence of `_State.clocks`) a period moves."""
     ranks = graph.rank[first:stop]
     every = set(ranks)
@@ -203,7 +203,7 @@ def _expanded(values: list[float], jumps: Sequence[_Jump]) -> Floats:
 # A call of max() in these loops would cost a third of their speed.
 
 
-def _plain(state: _State, graph: Program, work: Work, first: int, stop: int) -> None:
+def _plain(state: _State, graph: Wiring, work: Work, first: int, stop: int) -> None:
     free, arrival = state.free, state.arrival
     append = arrival.append
     seconds_of = work.seconds[first:stop].tolist()
@@ -217,7 +217,7 @@ def _plain(state: _State, graph: Program, work: Work, first: int, stop: int) -> 
         append(time)
 
 
-def _with_sends(state: _State, graph: Program, work: Work, first: int, stop: int) -> None:
+def _with_sends(state: _State, graph: Wiring, work: Work, first: int, stop: int) -> None:
     free, port, arrival, blocking = state.free, state.port, state.arrival, work.blocking
     append, ended, leaves = arrival.append, state.end.append, state.sent.append
     seconds_of, sends, lates = (part[first:stop].tolist() for part in (work.seconds, work.sends, work.lates))
@@ -243,7 +243,7 @@ def _with_sends(state: _State, graph: Program, work: Work, first: int, stop: int
             append(time)
 
 
-def _with_host(state: _State, graph: Program, work: Work, first: int, stop: int) -> None:
+def _with_host(state: _State, graph: Wiring, work: Work, first: int, stop: int) -> None:
     free, port, host, done, arrival = state.free, state.port, state.host, state.done, state.arrival
     waits, blocking = work.waits, work.blocking
     columns = (part[first:stop].tolist() for part in (work.seconds, work.sends, work.lates, work.launches))

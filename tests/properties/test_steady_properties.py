@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from simulator.schedule.engine import Durations, Transfers, simulate
 from simulator.schedule.make import make_order
-from simulator.schedule.program import program
 from simulator.schedule.recurrence import Work, run_nodes
+from simulator.schedule.wiring import wiring
 
 ORDERS = (
     ("gpipe", 1), ("1f1b", 1), ("eager-1f1b", 1), ("interleaved", 2), ("interleaved", 3), ("interleaved-bfs", 2),
@@ -61,7 +61,7 @@ def test_writing_the_steady_state_down_changes_nothing(case):
 def test_orders_repeat_themselves(name, vp):
     """Each zone repeats node by node: same rank, same work, the output read from as far back."""
     order = make_order(name, pp=4, vp=vp, micro_batches=96)
-    graph = program(order)
+    graph = wiring(order)
     assert graph.zones
     for zone in graph.zones:
         ranks, after, index = np.array(graph.rank), np.array(graph.after), graph.duration_index
@@ -80,7 +80,7 @@ def test_orders_repeat_themselves(name, vp):
 def test_a_long_steady_state_is_not_run():
     """The loop would take about half a second for these nodes; here it stops after a few periods."""
     order = make_order("1f1b", pp=4, micro_batches=400)
-    graph = program(order)
+    graph = wiring(order)
     seen = []
 
     class Watched(list):

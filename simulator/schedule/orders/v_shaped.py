@@ -19,7 +19,7 @@ from simulator.schedule.order import (
     folded_placement,
 )
 from simulator.schedule.orders.weights import Speeds, place_weights
-from simulator.schedule.program import Deadlock
+from simulator.schedule.wiring import Deadlock
 
 
 def zbv(pp: int, micro_batches: int) -> Order:

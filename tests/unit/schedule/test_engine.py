@@ -7,8 +7,8 @@ from simulator.errors import InputError
 from simulator.schedule.engine import Durations, Transfers, simulate
 from simulator.schedule.make import make_order
 from simulator.schedule.order import build_order, check, loop_placement
-from simulator.schedule.program import Deadlock
 from simulator.schedule.timeline import covered_s
+from simulator.schedule.wiring import Deadlock
 
 
 def test_two_ranks_two_micro_batches_by_hand():

@@ -19,7 +19,7 @@ from simulator.schedule.order import FORWARD, KINDS, WEIGHT_GRAD, Ints, Order, a
 from simulator.schedule.steady import LEAST_NODES, Zone, steady_zones
 
 Places = npt.NDArray[np.intp]
-_PROGRAMS: WeakKeyDictionary[Order, Program] = WeakKeyDictionary()
+_WIRINGS: WeakKeyDictionary[Order, Wiring] = WeakKeyDictionary()
 
 
 class Deadlock(ShardwiseError, RuntimeError):
@@ -27,7 +27,7 @@ class Deadlock(ShardwiseError, RuntimeError):
 
 
 @dataclass(frozen=True, eq=False)
-class Program:
+class Wiring:
     """Nodes of an order in topological sequence: by the longest chain that leads to them, then by rank.
 
     `rank`, `after` and the index arrays are by node, in running sequence. `after` points into the list of arrivals:
@@ -60,18 +60,18 @@ class Program:
         return len(self.rank)
 
 
-def program(order: Order) -> Program:
+def wiring(order: Order) -> Wiring:
     """The order's graph in running sequence, built on first use.
 
     Raises InputError for an order of the user's own and `Deadlock` for a built-in one if ranks wait in a circle.
     """
-    found = _PROGRAMS.get(order)
+    found = _WIRINGS.get(order)
     if found is None:
-        found = _PROGRAMS[order] = _build(order)
+        found = _WIRINGS[order] = _build(order)
     return found
 
 
-def _build(order: Order) -> Program:
+def _build(order: Order) -> Wiring:
     tasks = order.tasks
     first = order.paired
     second = np.concatenate([[False], order.paired[:-1]])
@@ -102,7 +102,7 @@ def _build(order: Order) -> Program:
     task = np.repeat(np.arange(tasks, dtype=np.int32), count)
     running = np.where(second, np.concatenate([[0], last[:-1]]), last)
     rank, duration_index, send_index = order.rank[task][sequence], duration_index[sequence], send_index[sequence]
-    return Program(
+    return Wiring(
         rank=rank.tolist(),
         after=arrival.tolist(),
         duration_index=duration_index.astype(np.intp),
