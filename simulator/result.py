@@ -188,7 +188,7 @@ class Estimate(Drawable):
         )
 
     def timeline(self) -> Timeline:
-        """The pipeline's tasks with start and end times, rank by rank."""
+        """The pipeline's tasks with start and end times, rank by rank: of unequal nodes, the replica that ends last."""
         return self.step().timeline
 
     def step(self) -> Step:

@@ -54,7 +54,7 @@ def cost_unequal(
     """Lower one step and cost every stage on every seat."""
     program = lower(model, run, strategy, software)
     sync = synchronisation(held_parameters(program.stages), run, strategy, software)
-    seats = seating(cluster, strategy, tied=bool(sync.backward))
+    seats = seating(cluster, strategy, tied={each.axis for each in (*sync.forward, *sync.backward)})
     every = sorted({seat for rank in range(strategy.pp) for seat in seats.seats(rank)})
     settings = {seat: setting_of(seat, seats.kinds, run, strategy, software) for seat in every}
     costs = {seat: stage_costs(program, setting) for seat, setting in settings.items()}

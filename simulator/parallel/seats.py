@@ -8,7 +8,7 @@ micro-batch, tie the replicas they span.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -67,8 +67,8 @@ class Seating:
         return min(member.device.memory_bytes for member in self.members(rank))
 
 
-def seating(cluster: Cluster, strategy: Strategy, *, tied: bool) -> Seating:
-    """The seats of a strategy; `tied` where replicas exchange gradients or parameters in every micro-batch."""
+def seating(cluster: Cluster, strategy: Strategy, *, tied: Collection[str] = ()) -> Seating:
+    """The seats of a strategy; on the axes `tied` replicas exchange gradients or parameters in every micro-batch."""
     kinds = kinds_of(cluster)
     ranks = np.arange(strategy.devices)
     device = np.asarray(cluster.rank_devices)[ranks] if cluster.rank_devices else ranks
@@ -79,8 +79,7 @@ def seating(cluster: Cluster, strategy: Strategy, *, tied: bool) -> Seating:
     place = np.argsort(kinds.by_uplink)
     inside = [_least(kind, groups[axis])[groups[axis]] for axis in AXES]
     uplinks = [kinds.by_uplink[_least(place[kind], groups[axis])[groups[axis]]] for axis in AXES]
-    together = ("ep", "etp", *(("shard",) if tied else ()))
-    block = _tied(number["dp"], [groups[axis] for axis in together], strategy.dp)
+    block = _tied(number["dp"], [groups[axis] for axis in ("ep", "etp", *tied)], strategy.dp)
     seat_of, seats = _seats(kind, inside, uplinks)
     held: dict[int, list[set[Seat]]] = defaultdict(lambda: [set() for _ in range(strategy.pp)])
     columns = np.unique(np.stack([block[number["dp"]], number["pp"], seat_of]), axis=1)

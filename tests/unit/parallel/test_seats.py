@@ -29,7 +29,7 @@ def nodes(*devices: Device, gbps: tuple[float, ...] = (), cards: tuple[float, ..
     )
 
 
-def seated(cluster: Cluster, *, tied: bool = False, **degrees: object) -> Seating:
+def seated(cluster: Cluster, *, tied: tuple[str, ...] = (), **degrees: object) -> Seating:
     return seating(cluster, Strategy(**degrees), tied=tied)
 
 
@@ -92,10 +92,12 @@ def test_expert_groups_and_sharded_parameters_tie_replicas() -> None:
     assert len(seated(cluster, tp=8, dp=4).replicas) == 2
     pairs = seated(cluster, tp=8, dp=4, ep=16)
     assert sorted(_kinds(replica[0]) for replica in pairs.replicas) == [1, 2]
-    whole = seated(cluster, tp=8, dp=4, tied=True)
+    whole = seated(cluster, tp=8, dp=4, tied=("shard",))
     assert len(whole.replicas) == 1
-    shards = seated(cluster, tp=8, dp=4, shard_group=2, tied=True)
+    shards = seated(cluster, tp=8, dp=4, shard_group=2, tied=("shard",))
     assert sorted(_kinds(replica[0]) for replica in shards.replicas) == [1, 2]
+    # Experts are sharded over all their replicas, beyond the shard group.
+    assert len(seated(cluster, tp=8, dp=4, ep=8, shard_group=2, tied=("shard", "edp")).replicas) == 1
 
 
 def _kinds(seats: tuple[Seat, ...]) -> int:
