@@ -180,7 +180,7 @@ def _single(rows: int, width: int) -> list[Bench]:
     return [
         Bench(make=tensors(1), run=lambda a: a.sum(0), forward=("row_sum", elements * 4.0), backward=None,
               work=100.0 * elements),
-        Bench(make=tensors(2), run=lambda a, b: a.add_(b), forward=("accumulate", elements * 16.0), backward=None,
+        Bench(make=tensors(2), run=lambda a, b: a.add_(b), forward=("accumulate", elements * 12.0), backward=None,
               work=100.0 * elements, inplace=True),
         Bench(make=lambda: [torch.randn(4096, width, requires_grad=True)],
               run=lambda table: functional.embedding(places, table), work=400.0 * elements,

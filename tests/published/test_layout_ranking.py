@@ -86,12 +86,12 @@ def mean(values: list[float]) -> float:
 @pytest.mark.parametrize(
     ("families", "count", "loss", "tau"),
     [
-        (FAMILIES, 88, 0.01, 0.87),  # The aim, 0.02 and 0.8, holds over all sets: 0.0025 and 0.893.
-        (("vtrain",), 84, 0.005, 0.87),  # Holds: 0.0013 and 0.898.
-        # Does not hold yet: 0.027 and 0.776. Three of the four sets pick within 0.1 % at a tau of 0.87 or more; in that
-        # of 32 devices two stages at micro-batch 2 are predicted level with no pipeline at micro-batch 1 and ran 11 %
-        # longer, as do COLM's FlashAttention-2 runs of 2,048 tokens with a pipeline and micro-batches of two or more.
-        (("colm_parallel_layouts",), 4, 0.03, 0.75),
+        (FAMILIES, 88, 0.01, 0.87),  # 0.0013 and 0.892.
+        (("vtrain",), 84, 0.005, 0.87),  # 0.0013 and 0.896.
+        # 0.0001 and 0.806; 0.027 where the first two layouts of the set of 32 devices, predicted within 0.5 % of each
+        # other, change places: two stages at micro-batch 2 ran 11 % longer than no pipeline at micro-batch 1, as COLM's
+        # FlashAttention-2 runs of 2,048 tokens with a pipeline and micro-batches of two or more do and others do not.
+        (("colm_parallel_layouts",), 4, 0.03, 0.78),
     ],
 )
 def test_our_pick_runs_nearly_as_fast_as_the_best(
@@ -103,17 +103,28 @@ def test_our_pick_runs_nearly_as_fast_as_the_best(
     assert mean([found for group in groups if (found := ranked(group)) is not None]) >= tau
 
 
+def test_the_planners_pick_ran_and_ran_nearly_as_fast_as_the_best(sets: dict[str, list[Set]]) -> None:
+    """The planner drops what it says does not fit, before it ranks: 0.0013 with vtrain's sets, 0.027 in COLM's alone,
+    whose fastest run of 32 devices is said to need 80.7 of 79.2 GiB.
+    """
+    losses = {}
+    for family in FAMILIES:
+        picks = []
+        for group in sets[family]:
+            said = [(scored.predicted_s, scored.measured_s) for _, scored in group if scored.predicted_fits]
+            picked = min(said, key=lambda pair: pair[0])[1]
+            assert picked is not None, "the pick ran out of memory"
+            picks.append(picked / min(scored.measured_s for _, scored in group if scored.measured_s) - 1)
+        losses[family] = picks
+    assert mean([loss for picks in losses.values() for loss in picks]) <= 0.01
+    assert mean(losses["vtrain"]) <= 0.005
+    assert mean(losses["colm_parallel_layouts"]) <= 0.03
+
+
 def test_most_sets_are_met_within_the_aim_each_on_its_own(sets: dict[str, list[Set]]) -> None:
     groups = [group for family in FAMILIES for group in sets[family]]
     assert sum(lost(group) <= 0.02 for group in groups) >= 85
     assert sum(lost(group) == 0.0 for group in groups) >= 80
-
-
-def test_the_pick_among_layouts_said_to_fit_is_one_that_ran(sets: dict[str, list[Set]]) -> None:
-    for family in FAMILIES:
-        for group in sets[family]:
-            said = [(scored.predicted_s, row.outcome) for row, scored in group if scored.predicted_fits]
-            assert min(said)[1] == "ok"
 
 
 def test_a_repeated_run_differs_by_the_noise_and_is_predicted_alike(sets: dict[str, list[Set]]) -> None:
