@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,39 @@ def test_there_are_eight_lessons() -> None:
     assert [path.stem[:2] for path in LESSONS] == [f"{number:02d}" for number in range(1, 9)]
 
 
+NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
+ROUNDING = 2e-3
+"""Four digits are printed: another machine's last bit may turn the last of them."""
+
+
+def _said(notebook: Any) -> list[str]:
+    """What each code cell prints; the text that stands for a picture included, the picture not."""
+    texts = []
+    for cell in _code(notebook):
+        parts = [output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in cell.outputs]
+        texts.append("\n".join(parts))
+    return texts
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(found.replace(",", "")) for found in NUMBER.findall(text)]
+
+
 @pytest.mark.loopback
 @pytest.mark.filterwarnings("ignore")
-def test_a_lesson_runs_from_top_to_bottom(lesson: Path) -> None:
-    fresh = run_notebooks.executed(lesson)
+def test_a_lesson_prints_today_what_is_stored(lesson: Path) -> None:
+    fresh, stored = run_notebooks.executed(lesson), nbformat.read(lesson, as_version=4)
     assert [cell.execution_count for cell in _code(fresh)] == list(range(1, len(_code(fresh)) + 1))
+    for cell, now, before in zip(_code(fresh), _said(fresh), _said(stored), strict=True):
+        hint = f"`python tools/run_notebooks.py {lesson.stem}` stores today's outputs; read the text around them.\n"
+        # Spaces follow the width of the numbers.
+        words, stored_words = ("".join(NUMBER.sub("#", text).split()) for text in (now, before))
+        assert words == stored_words, hint + cell.source
+        assert _numbers(now) == pytest.approx(_numbers(before), rel=ROUNDING, abs=1e-12), hint + cell.source
+
+
+def test_numbers_are_told_from_words() -> None:
+    assert _numbers("GLaM 64B: 1,161,756 at -3.5e+02 (8.5 %)") == [64.0, 1161756.0, -350.0, 8.5]
 
 
 def test_a_lesson_is_stored_with_its_outputs_in_order(lesson: Path) -> None:
