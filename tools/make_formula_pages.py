@@ -26,7 +26,7 @@ PAGES = {
     "memory": ("Memory and traffic of a rank", ("parallel.states", "parallel.memory", "parallel.traffic",
                                                 "schedule.memory")),
     "step": ("From kernels to a step", ("parallel.timing", "parallel.stage_cost", "parallel.step_end",
-                                        "parallel.gradients")),
+                                        "parallel.gradients", "parallel.seats", "unequal")),
     "schedules": ("Pipeline schedules", ("schedule.closed", "schedule.bounds", "schedule.overlap")),
     "projects": ("Days, dollars, energy, failures", ("project.training", "project.goodput", "project.checkpoint",
                                                      "project.energy", "project.scaling_laws")),
