@@ -137,8 +137,12 @@ def _head_dim(config: Config, hidden: int, heads: int) -> int:
 
 def _rotary_dims(config: Config, head_dim: int) -> int:
     names = ("partial_rotary_factor", "rope_parameters.partial_rotary_factor")
-    said = [share for name in names if (share := config.said.number(name)) is not None]
-    return int(head_dim * (said[0] if said else float(config.value(names[0]) or 1.0)))
+    said = [(name, share) for name in names if (share := config.said.number(name)) is not None]
+    name, share = said[0] if said else (names[0], float(config.value(names[0]) or 1.0))
+    if not 0 < share <= 1:
+        config.said.bad(name, f"{share:g} is no share of a head.")
+        return head_dim
+    return int(head_dim * share)
 
 
 def _latent(config: Config) -> dict[str, Any]:

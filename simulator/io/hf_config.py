@@ -9,6 +9,9 @@ from simulator.errors import InputError, Problem, did_you_mean
 from simulator.io.hf_families import ALIASES, FAMILIES, NESTED, REQUIRED, Family
 from simulator.io.said import Said
 
+MAX_LAYERS = 10_000
+"""Layers are written out one by one; model files have the same limit."""
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -35,6 +38,14 @@ class Config:
         found = self.value(key)
         return default if found is None else int(found)
 
+    def listed(self, key: str) -> list[Any] | None:
+        """A list of the file; None where it is not said, or null."""
+        found = self.said.get(key)
+        if found is None or isinstance(found, list):
+            return found
+        self.said.bad(key, "needs a list.")
+        return None
+
     def truth(self, key: bool | str) -> bool:
         """A structural fact, or what the key that carries it says."""
         if isinstance(key, bool):
@@ -44,6 +55,9 @@ class Config:
     def size(self, path: str) -> int:
         """A size by our name of it; one that no file may leave out is a problem when missing."""
         key = self.family.keys[path]
+        if path == "dims.layers" and self.count(key, 1) > MAX_LAYERS:
+            self.said.bad(key, f"more than {MAX_LAYERS:,} layers.")
+            return 1
         if path in REQUIRED and self.said.get(key) is None and key not in self.family.defaults:
             self.said.broken.add(f"{key} is missing: without it the file describes no model.")
             return 1

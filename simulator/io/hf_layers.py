@@ -10,7 +10,7 @@ from simulator.io.hf_config import Config
 
 def windows(config: Config, layers: int) -> dict[str, Any]:
     """Local attention: the window or chunk, and which layers have it."""
-    family, types = config.family, config.said.get("layer_types")
+    family, types = config.family, config.listed("layer_types")
     if family.windows == "chunks":
         return _chunks(config, layers)
     on = config.said.truth("use_sliding_window", bool(family.defaults.get("use_sliding_window", True)))
@@ -32,10 +32,10 @@ def windows(config: Config, layers: int) -> dict[str, Any]:
 def _chunks(config: Config, layers: int) -> dict[str, Any]:
     """Llama 4: layers without rotary embedding attend to everything, the others in chunks."""
     step = config.count("no_rope_layer_interval", 4)
-    rotary = config.said.get("no_rope_layers") or [int((index + 1) % step != 0) for index in range(layers)]
+    rotary = config.listed("no_rope_layers") or [int((index + 1) % step != 0) for index in range(layers)]
     chunk = config.count("attention_chunk_size", 0)
     types = ["sliding_attention" if turns else "full_attention" for turns in rotary]
-    written = config.said.get("layer_types")
+    written = config.listed("layer_types")
     if written is not None and [kind == "chunked_attention" for kind in written] != [bool(turns) for turns in rotary]:
         config.said.bad("layer_types", "differs from no_rope_layers: one place for both is modelled.")
     if not chunk or "sliding_attention" not in types:
@@ -54,8 +54,18 @@ def _pattern(config: Config, types: Any, layers: int) -> dict[str, Any]:
         config.said.bad("layer_types", f"must name {layers} layers as sliding_attention or full_attention.")
         return {}
     kinds = [known[kind] for kind in types]
-    period = next(p for p in range(1, layers + 1) if all(kinds[i] == kinds[i % p] for i in range(layers)))
-    return {"pattern": kinds[:period]} if "full" in kinds else {}
+    return {"pattern": kinds[: _period(kinds)]} if "full" in kinds else {}
+
+
+def _period(kinds: list[str]) -> int:
+    """The least p with kinds[i] = kinds[i % p] throughout: the length less its longest border (Knuth et al. 1977)."""
+    border = [0]
+    for kind in kinds[1:]:
+        length = border[-1]
+        while length and kind != kinds[length]:
+            length = border[length - 1]
+        border.append(length + (kind == kinds[length]))
+    return len(kinds) - border[-1] if kinds else 1
 
 
 def add_experts(config: Config, tables: dict[str, dict[str, Any]]) -> None:
@@ -89,8 +99,7 @@ def _qwen(config: Config, dense: Mapping[str, Any]) -> dict[str, Any]:
         "count": config.count("num_experts", 0, low=0), "top_k": config.count("num_experts_per_tok", 1),
         "hidden": config.count("moe_intermediate_size", 1),
     }  # fmt: skip
-    apart = config.said.get("mlp_only_layers") or []
-    if apart and isinstance(apart, list):
+    if apart := config.listed("mlp_only_layers") or []:
         layers = config.size("dims.layers")
         sparse = [index for index in range(layers) if index not in apart and (index + 1) % step == 0]
         found |= {} if len(sparse) == layers else {"layers": sparse}
@@ -117,8 +126,8 @@ def _deepseek(config: Config, dense: Mapping[str, Any]) -> dict[str, Any]:
 def _llama4(config: Config, dense: Mapping[str, Any]) -> dict[str, Any]:
     found = {**_mixtral(config, dense), "shared": 1}
     step = config.count("interleave_moe_layer_step", 1)
-    listed = config.said.get("moe_layers")
-    if isinstance(listed, list) and listed != list(range(step - 1, config.size("dims.layers"), step)):
+    listed = config.listed("moe_layers")
+    if listed is not None and listed != list(range(step - 1, config.size("dims.layers"), step)):
         return {**found, "layers": listed}
     return {**found, "every": step} if step > 1 else found
 

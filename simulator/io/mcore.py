@@ -36,6 +36,7 @@ _WRITTEN = (
     "global_batch", "seq_len", "precision", "optimizer", "dropout", "capacity_factor",
 )  # fmt: skip
 _FP8 = {"delayed": "fp8", "tensorwise": "fp8", "blockwise": "fp8", "mxfp8": "mxfp8"}
+MAX_STAGES = 10_000
 MAX_LAYOUT = 100_000
 """Characters of a layout written out; the deepest models have some hundred layers."""
 COSTLY = {
@@ -175,6 +176,9 @@ def _stages(said: Said, keys: Mapping[str, str], pp: int, layers: int, vp: int) 
                      'As in "Et*3|(tt|)*29,tL": E embedding, t layer, L loss, | between stages.')  # fmt: skip
         else:
             vp, found["layers_per_stage"] = len(counts) // pp, split_of(counts)
+    if pp * vp > MAX_STAGES:
+        said.broken.add(f"pp({pp}) * vp({vp}) = {pp * vp:,} stages; at most {MAX_STAGES:,} are read.")
+        return {}
     ends = [said.count(keys[f"num_layers_in_{end}_pipeline_stage"], 0) for end in ("first", "last")]
     if any(ends):
         where = keys["num_layers_in_first_pipeline_stage" if ends[0] else "num_layers_in_last_pipeline_stage"]

@@ -24,6 +24,7 @@ SCHEDULES = {
     "zb-h1": "InterleavedZeroBubble", "zbv": "ZBVZeroBubble", "dualpipev": "DualPipeV",
 }  # fmt: skip
 """Our names and those of torch.distributed.pipelining.schedules get_schedule_class."""
+MAX_STAGES = 10_000
 ONE_STAGE = ("1f1b", "gpipe")
 PRECISIONS = ("bf16", "fp32")
 ROTATE = {"all-gather": "allgather", "ring": "alltoall"}
@@ -251,7 +252,7 @@ def _counts(parts: Any) -> tuple[int, ...]:
 def _generated(stages: int, layers: int, ends: list[int]) -> tuple[int, ...]:
     """Layers of each stage as generate_llm_fqn_per_model_part deals them; () where it refuses."""
     base, extra = divmod(layers + sum(ends), stages)
-    if not layers or max(ends) > base:
+    if not layers or max(ends) > base or stages > MAX_STAGES:
         return ()
     counts = [base + (index < extra) for index in range(stages)]
     counts[0] -= ends[0]
