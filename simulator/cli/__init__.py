@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 
 from simulator.errors import EXIT_BAD_INPUT, EXIT_INFEASIBLE, EXIT_INTERNAL, Infeasible, InputError
@@ -19,6 +20,7 @@ def run(arguments: list[str] | None = None) -> int:
 
     from simulator.cli.app import app
 
+    _look()
     try:
         app.main(args=arguments, prog_name="shardwise", standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -46,6 +48,20 @@ def run(arguments: list[str] | None = None) -> int:
         sys.stderr.write("This is a defect of shardwise; SHARDWISE_DEBUG=1 shows where.\n")
         return EXIT_INTERNAL
     return 0
+
+
+def _look() -> None:
+    """Tables as wide as a terminal, in colour unless NO_COLOR is set (no-color.org); plain text into a pipe or file."""
+    if not sys.stdout.isatty():
+        return
+    from simulator.report.text import LOOK, Look
+
+    columns = max(shutil.get_terminal_size().columns, NARROWEST)
+    LOOK.set(Look(columns=columns, colour=not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"))
+
+
+NARROWEST = 60
+"""Columns below which a table cannot be read."""
 
 
 def _complain(kind: str, error: InputError | Infeasible) -> None:

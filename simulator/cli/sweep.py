@@ -67,14 +67,16 @@ def _executor(dask: str | None, ray: str | None) -> Callable[[], Executor] | Non
 
 
 def _progress() -> Callable[[Progress], None] | None:
-    """A counter with the remaining time on a terminal's stderr; nothing when piped."""
+    """A bar with the remaining time on a terminal's stderr; nothing when piped."""
     if not sys.stderr.isatty():
         return None
+    from simulator.report.text import progress_line
     from simulator.units import format_time
 
     def show(now: Progress) -> None:
-        left = "" if now.remaining_s is None else f", {format_time(now.remaining_s, 2)} left"
-        click.echo(f"\r{now.done:,} of {now.total:,} points{left}        ", nl=now.done == now.total, err=True)
+        left = "" if now.remaining_s is None else f"{format_time(now.remaining_s, 2)} left"
+        line = progress_line(now.done, now.total, "points", left)
+        click.echo(f"\r{line}        ", nl=now.done == now.total, err=True)
 
     return show
 

@@ -104,12 +104,13 @@ def _measured(tables: Sequence[str], *, as_json: bool) -> None:
 
 
 def _progress(total: int) -> Callable[[int], None] | None:
-    """A counter on a terminal's stderr; nothing when piped."""
+    """A bar on a terminal's stderr; nothing when piped."""
     if not sys.stderr.isatty() or total < 50:
         return None
+    from simulator.report.text import progress_line
 
     def show(done: int) -> None:
-        click.echo(f"\r{done} of {total} runs", nl=done == total, err=True)
+        click.echo(f"\r{progress_line(done, total, 'runs')}", nl=done == total, err=True)
 
     return show
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from simulator.report.memory_curve import memory_curve
 from simulator.report.svg_bars import shown_ranks
 from simulator.report.text import rendered, table
@@ -18,7 +20,9 @@ def timeline_dict(answer: Estimate) -> dict[str, Any]:
     counts stage-micro-batches held at the peak, at peak_time_s.
     """
     line, curve = answer.timeline(), memory_curve(answer)
-    columns = zip(line.busy_s, line.idle_s, line.exposed_s, line.in_flight, curve.peak_bytes, curve.peak_time_s,
+    # Less is what rounding leaves of a difference.
+    exposed_s = np.where(line.exposed_s > 1e-12 * line.makespan_s, line.exposed_s, 0.0)
+    columns = zip(line.busy_s, line.idle_s, exposed_s, line.in_flight, curve.peak_bytes, curve.peak_time_s,
                   strict=True)  # fmt: skip
     names = ("busy_s", "idle_s", "exposed_s", "in_flight", "peak_memory_bytes", "peak_time_s")
     return {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -11,32 +13,79 @@ from simulator.units import format_bytes, format_count, format_flop_rate, format
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 WIDTH = 100
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """How text is laid out: columns to fill (0: as many as the text asks for), and whether colours may be used."""
+
+    columns: int = 0
+    colour: bool = False
+
+
+PLAIN = Look()
+LOOK: ContextVar[Look] = ContextVar("look", default=PLAIN)
+"""Plain, unless the command line found a terminal and said so."""
+
+
 def rendered(items: Sequence[Any], width: int = WIDTH) -> str:
-    """Rich items (tables, strings) as plain text; colours are the terminal's business, not ours."""
+    """Rich items (tables, strings) as text, plain or as `LOOK` has it."""
     from rich.console import Console
 
-    buffer = StringIO()
-    console = Console(file=buffer, width=width, color_system=None, highlight=False)
+    look, buffer = LOOK.get(), StringIO()
+    wide = min(look.columns, max(width, WIDEST)) if look.columns else width
+    console = Console(file=buffer, width=wide, highlight=False, force_terminal=look.colour,
+                      color_system="standard" if look.colour else None)  # fmt: skip
     for item in items:
-        console.print(item, markup=False) if isinstance(item, str) else console.print(item)
+        console.print(_marked(item) if isinstance(item, str) else item)
     return buffer.getvalue().rstrip("\n")
+
+
+WIDEST = 120
+"""Columns of a terminal that a table made for fewer may still fill."""
+
+
+def _marked(words: str) -> Text:
+    """A string as it is, with verdicts in colour."""
+    from rich.text import Text
+
+    marked = Text(words)
+    marked.highlight_regex(r"DOES NOT FIT|does not fit|out of memory", "bold red")
+    marked.highlight_regex(r"(?<=: )fits\b|^best\b", "bold green")
+    return marked
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table whose first column is text and whose others are numbers."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, name in enumerate(columns):
-        result.add_column(name, justify="left" if index == 0 else "right")
+    # A title may be wider than its table.
+    name = Text(title, style="bold", no_wrap=True, overflow="ignore")
+    result = Table(title=name, title_style="", title_justify="left", header_style="dim", box=box.SIMPLE_HEAD,
+                   pad_edge=False)  # fmt: skip
+    for index, column in enumerate(columns):
+        result.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
-        result.add_row(*row)
+        result.add_row(*(_marked(cell) for cell in row))
     return result
+
+
+def progress_line(done: int, total: int, what: str, left: str = "") -> str:
+    """A bar with its count, to be written over itself on a terminal.
+
+    >>> progress_line(5, 20, "points", "3 s left")
+    '[#####...............] 5 of 20 points, 3 s left'
+    """
+    filled = _BAR * done // max(total, 1)
+    return f"[{'#' * filled}{'.' * (_BAR - filled)}] {done:,} of {total:,} {what}" + (f", {left}" if left else "")
+
+
+_BAR = 20
 
 
 def _share(value: float, total: float) -> str:
