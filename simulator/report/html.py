@@ -13,14 +13,16 @@ from importlib.resources import files
 from typing import Any
 
 from simulator import __version__
+from simulator.cluster.members import distinct_devices
 from simulator.count import count
 from simulator.report.document import document
+from simulator.report.network import tier_rates
 from simulator.report.svg import Scene, svg_text
 from simulator.report.svg_bars import memory_scene, waterfall_scene
 from simulator.report.svg_timeline import timeline_scene
 from simulator.report.svg_topology import topology_scene
 from simulator.result import Estimate
-from simulator.spec.hardware import Cluster, Tier
+from simulator.spec.hardware import Cluster, Device, Tier
 from simulator.spec.model import ModelSpec
 from simulator.spec.strategy import Strategy
 from simulator.units import format_bandwidth, format_bytes, format_count, format_flop_rate, format_time, format_usd
@@ -125,16 +127,14 @@ def _parts_table(rows: Sequence[Mapping[str, Any]], heading: str) -> str:
 
 def _asked(answer: Estimate, model: ModelSpec, cluster: Cluster) -> str:
     parameters = count(model)["parameters"]
-    device = cluster.device
-    peaks = ", ".join(f"{name} {format_flop_rate(value)}" for name, value in device.peak_flops_per_s.items())
-    memory = f"{format_bytes(device.memory_bytes)} at {format_bandwidth(device.memory_bandwidth_bytes_per_s)}"
-    price = cluster.price_usd_per_device_hour or device.price_usd_per_hour
+    devices = distinct_devices(cluster)
+    price = cluster.price_usd_per_device_hour or (devices[0].price_usd_per_hour if len(devices) == 1 else 0.0)
     facts = [
         ("model", model.title or model.name),
         ("parameters", f"{format_count(parameters['total'])}, {format_count(parameters['active'])} per token"),
         ("cluster", f"{cluster.title or cluster.name}: {cluster.nodes:,} nodes of {cluster.devices_per_node}"),
-        ("device", f"{device.title}: {memory}; {peaks}"),
-        *((f"tier {tier.name}", _tier(tier)) for tier in cluster.tiers),
+        *(("device", _device(device)) for device in devices),
+        *((f"tier {tier.name}", _tier(cluster, tier)) for tier in cluster.tiers),
         *((name.replace("_", " "), _value(value)) for name, value in answer.run.items() if value not in ("", None, 0)),
         *((name.replace("_", " "), _value(value)) for name, value in answer.strategy.items()
           if value not in ("", None, 0, ())),
@@ -144,8 +144,14 @@ def _asked(answer: Estimate, model: ModelSpec, cluster: Cluster) -> str:
     return _table(("input", "value"), [(escape(name), escape(value)) for name, value in facts], words=(0, 1))
 
 
-def _tier(tier: Tier) -> str:
-    speed = f"{format_bandwidth(tier.bandwidth_bytes_per_s)} per device, {format_time(tier.latency_s)}"
+def _device(device: Device) -> str:
+    peaks = ", ".join(f"{name} {format_flop_rate(value)}" for name, value in device.peak_flops_per_s.items())
+    memory = f"{format_bytes(device.memory_bytes)} at {format_bandwidth(device.memory_bandwidth_bytes_per_s)}"
+    return f"{device.title}: {memory}; {peaks}"
+
+
+def _tier(cluster: Cluster, tier: Tier) -> str:
+    speed = f"{tier_rates(cluster, tier)} per device, {format_time(tier.latency_s)}"
     return f"{tier.topology} of {tier.size:,} devices, {speed}"
 
 

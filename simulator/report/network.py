@@ -43,13 +43,13 @@ def _tiers(cluster: Cluster) -> Any:
         thin = f"{tier.oversubscription:g}:1" if tier.oversubscription > 1 else ""
         shape = "x".join(map(str, tier.shape))
         rows.append((tier.name, f"{tier.topology} {shape}".strip(), joins, f"{units:,}",
-                     _rates(cluster, tier), format_time(tier.latency_s), thin))  # fmt: skip
+                     tier_rates(cluster, tier), format_time(tier.latency_s), thin))  # fmt: skip
         below = tier.size
     columns = ("tier", "topology", "joins", "units", "per device, one way", "latency", "oversubscribed")
     return table("Tiers, from the inside out", columns, rows)
 
 
-def _rates(cluster: Cluster, tier: Tier) -> str:
+def tier_rates(cluster: Cluster, tier: Tier) -> str:
     """A tier's bandwidth, or that of the slowest and of the fastest node."""
     own = {0: cluster.node_tiers, 1: cluster.node_uplinks}.get(cluster.tiers.index(tier), ()) or (tier,)
     rates = sorted({each.bandwidth_bytes_per_s for each in own})

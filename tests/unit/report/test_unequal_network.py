@@ -104,3 +104,14 @@ def test_the_roofline_is_that_of_the_slowest_rank(file: Path) -> None:
     assert points != layer_kernels(model, alone(cluster, 0), run, strategy)
     title = roofline_picture(model, cluster, run, strategy).axes[0].get_title(loc="left")
     assert cluster.node_devices[2].title in title
+
+
+def test_the_report_names_every_device_and_both_rates(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    done = CliRunner().invoke(app, ["report", "gpt3-1.3b", str(file), "--tp", "8", "--pp", "4", "--global-batch", "32",
+                                    "-o", str(out)])  # fmt: skip
+    assert done.exit_code == 0, done.output
+    text = out.read_text(encoding="utf-8")
+    for device in {device.title for device in sim.load_cluster(str(file)).node_devices}:
+        assert f"{device}: " in text
+    assert "300 GB/s to 450 GB/s per device" in text
