@@ -27,6 +27,8 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
               "join.")  # fmt: skip
 @click.option("--scaling", type=click.Choice(("both", "strong", "weak")), default="both", show_default=True,
               help="With --devices: hold the batch (strong), or the batch per device (weak).")  # fmt: skip
+@click.option("--pareto", is_flag=True, help="Also the Pareto front: time against memory, with --devices also against "
+              "devices and dollars.")  # fmt: skip
 @click.option("--global-batch", type=int, help="Sequences per step.")
 @click.option("--seq-len", type=int, help="Tokens per sequence (default: the model's).")
 @click.option("--target-seq-len", type=int, help="Decoder tokens of an encoder-decoder.")
@@ -49,7 +51,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--forbid", multiple=True, metavar="NAME=VALUES", help="Values to leave out, as recompute=full.")
 @click.option("--time-limit", type=FiniteRange(0, 1e9), metavar="SECONDS",
               help="Stop then: the best so far, and the gap.")  # fmt: skip
-@plot_option("Draw the answers: step time against memory, or what --devices or --deadline asks about.")
+@plot_option("Draw the answers: step time against memory, or what --devices, --deadline or --pareto asks about.")
 @json_option
 def command(as_json: bool, plot: Path | None, **options: Any) -> None:
     """Find the best strategy for MODEL on all devices of CLUSTER, and prove it.
@@ -64,6 +66,7 @@ def command(as_json: bool, plot: Path | None, **options: Any) -> None:
     from simulator.errors import all_of
     from simulator.plan.counts import counts_of
     from simulator.plan.words import limits_of
+    from simulator.report.front import front_text
     from simulator.spec.run import Run
 
     _check_together(options)
@@ -78,7 +81,13 @@ def command(as_json: bool, plot: Path | None, **options: Any) -> None:
               "forbid": limits.forbid, "tokens": options["tokens"], "conditions": _conditions(options["price"]),
               **({} if options["time_limit"] is None else {"time_limit_s": options["time_limit"]})}  # fmt: skip
     answer = _deadline if options["objective"] == "devices" else _one if counts is None else _curves
+    if options["pareto"] and "time_limit_s" in wanted:
+        wanted["time_limit_s"] /= 2.0
     document, text, picture = answer(model, Run(**fields), counts, options, wanted)
+    if options["pareto"]:
+        found = _front(model, Run(**fields), counts, options, wanted)
+        document["pareto"], picture = found.to_dict(), found.plot
+        text = f"{text}\n\n{front_text(found)}"
     draw(plot, picture)
     if as_json:
         print_json(document)
@@ -92,6 +101,8 @@ def _check_together(options: Mapping[str, Any]) -> None:
     if options["nodes"] is not None and (options["devices"] is not None or counted):
         raise click.UsageError("--nodes gives one number of devices and --devices, or the objective devices, asks for "
                                "others: leave --nodes out.")  # fmt: skip
+    if options["pareto"] and counted:
+        raise click.UsageError("--pareto goes with given numbers of devices, not with the objective devices.")
     if counted != (options["deadline"] is not None):
         raise click.UsageError("--deadline and --objective devices belong together: give both, or neither.")
 
@@ -125,6 +136,17 @@ def _curves(model: ModelSpec, run: Run, counts: Any, options: Mapping[str, Any],
     best = curves[0].best.plan
     document = {**(best.to_dict() if best else {}), "scaling": {curve.kind: curve.to_dict() for curve in curves}}
     return document, scaling_text(curves), lambda: curves_picture(curves)
+
+
+def _front(model: ModelSpec, run: Run, counts: Any, options: Mapping[str, Any], wanted: Mapping[str, Any]) -> Any:
+    """The Pareto front of the devices that the cluster has, or over several counts."""
+    from simulator import catalog
+    from simulator.plan.front import pareto, pareto_over
+
+    asked = {name: value for name, value in wanted.items() if name != "limit"}
+    if counts is not None:
+        return pareto_over(model, partial(catalog.load_cluster, options["cluster"]), run, counts, **asked)
+    return pareto(model, catalog.load_cluster(options["cluster"], nodes=options["nodes"]), run, **asked)
 
 
 def _deadline(model: ModelSpec, run: Run, counts: Any, options: Mapping[str, Any], wanted: Mapping[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from simulator.plan.money import Ledger, cheapest
 from simulator.plan.result import Plan, Planned, Proof, binds, why_lost
 from simulator.plan.score import Question
 from simulator.plan.search import OBJECTIVES, Found, Searched, search
-from simulator.plan.space import build_space
+from simulator.plan.space import Space, build_space
 from simulator.project.training import Conditions, check_conditions, price_of
 from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
@@ -56,12 +56,8 @@ def plan(
     """
     started = time.monotonic()
     _check(objective, limit, cluster, tokens, conditions)
-    software = framework if framework is not None else catalog.load_framework(run.framework)
-    run = replace(run, seq_len=run.seq_len or model.seq_len)
-    cluster, unequal = as_slowest(cluster, run.precision)
-    limits = Limits(fix=fix or {}, allow=allow or {}, within=within or {}, forbid=forbid or {})
-    question = Question(model=model, cluster=cluster, run=run, framework=software)
-    space = build_space(model, cluster, run, software, limits)
+    space, question, unequal = asked_space(model, cluster, run, fix=fix, allow=allow, within=within, forbid=forbid,
+                                           framework=framework)  # fmt: skip
     billed = objective == "dollars" or tokens is not None or conditions is not None
     ledger = Ledger(question, tokens, conditions) if billed else None
 
@@ -85,6 +81,28 @@ def plan(
         objective_words=OBJECTIVES[objective].words, entries=_entries(searched.found, ledger), proof=proof,
         rejected=dict(_by_count(rejected)), notes=unequal, wall_s=time.monotonic() - started,
     )  # fmt: skip
+
+
+def asked_space(
+    model: ModelSpec,
+    cluster: Cluster,
+    run: Run,
+    *,
+    fix: Mapping[str, Any] | None = None,
+    allow: Mapping[str, Sequence[Any]] | None = None,
+    within: Mapping[str, tuple[int, int]] | None = None,
+    forbid: Mapping[str, Sequence[Any]] | None = None,
+    framework: Framework | None = None,
+) -> tuple[Space, Question, tuple[str, ...]]:
+    """The legal space of a question within limits, the question with its defaults filled in, and what was taken from
+    unequal nodes, in words. Raises InputError for bad limits.
+    """
+    software = framework if framework is not None else catalog.load_framework(run.framework)
+    run = replace(run, seq_len=run.seq_len or model.seq_len)
+    cluster, unequal = as_slowest(cluster, run.precision)
+    limits = Limits(fix=fix or {}, allow=allow or {}, within=within or {}, forbid=forbid or {})
+    question = Question(model=model, cluster=cluster, run=run, framework=software)
+    return build_space(model, cluster, run, software, limits), question, unequal
 
 
 def _by_count(rejected: Mapping[str, int]) -> list[tuple[str, int]]:

@@ -201,7 +201,8 @@ def scaling(
     """
     started = time.monotonic()
     cluster = clusters(None)
-    counts = _counts(devices, cluster, run, kind)
+    counts = whole_counts(devices, cluster.devices_per_node)
+    _check_batches(counts, run, kind)
     planner = _Planner(model, clusters, cluster.devices_per_node)
     points = []
     for index, count in enumerate(counts):
@@ -240,7 +241,7 @@ def fewest_devices(
     if not 0.0 < deadline_s < FOREVER_S * DAY_S:
         raise InputError([f"a deadline of {deadline_s:g} s is not positive and finite."])
     own = clusters(None)
-    given = None if devices is None else _counts(devices, own, run, "strong")
+    given = None if devices is None else whole_counts(devices, own.devices_per_node)
     planner = _Planner(model, clusters, own.devices_per_node)
     tried: dict[int, Point] = {}
 
@@ -291,23 +292,29 @@ class _Planner:
         raise Infeasible(reasons)
 
 
-def _counts(devices: Sequence[int], cluster: Cluster, run: Run, kind: str) -> tuple[int, ...]:
-    """The counts in order, once each. Raises InputError with every one that cannot be."""
+def whole_counts(devices: Sequence[int], devices_per_node: int) -> tuple[int, ...]:
+    """The counts in order, once each. Raises InputError with every one that is no whole number of nodes."""
     complaints = Complaints()
-    per_node = cluster.devices_per_node
     complaints.require(bool(devices), "no count of devices is given.", where="--devices")
-    complaints.require(kind in KINDS, f"scaling {kind!r} is neither of {', '.join(KINDS)}.", where="--scaling")
     counts = sorted(set(devices))
     for count in counts:
-        near = max(round(count / per_node), 1) * per_node
-        complaints.require(count > 0 and count % per_node == 0, where="--devices", hint=f"{near} is the nearest count.",
-                           message=f"{count:,} devices are no whole nodes of {per_node}.")  # fmt: skip
-        if kind == "weak" and counts[0] > 0:
+        near = max(round(count / devices_per_node), 1) * devices_per_node
+        complaints.require(count > 0 and count % devices_per_node == 0, hint=f"{near} is the nearest count.",
+                           message=f"{count:,} devices are no whole nodes of {devices_per_node}.",
+                           where="--devices")  # fmt: skip
+    complaints.raise_if_any()
+    return tuple(counts)
+
+
+def _check_batches(counts: Sequence[int], run: Run, kind: str) -> None:
+    complaints = Complaints()
+    complaints.require(kind in KINDS, f"scaling {kind!r} is neither of {', '.join(KINDS)}.", where="--scaling")
+    for count in counts:
+        if kind == "weak":
             complaints.require(run.global_batch * count % counts[0] == 0, where="--devices",
                                message=f"weak scaling: batch {run.global_batch} * {count:,} / {counts[0]:,} is no "
                                "whole number of sequences.")  # fmt: skip
     complaints.raise_if_any()
-    return tuple(counts)
 
 
 def _doublings(own: Cluster, clusters: Clusters) -> Iterator[int]:

@@ -3,8 +3,8 @@
     from simulator.report.plot import save
     save(estimate.plot("waterfall"), "step.svg")
 
-Estimate: overview, memory, waterfall, timeline. Plan: pareto, compare. Scaling: scaling. Deadline: deadline. Timeline:
-timeline. Cluster: topology (with `answer=` an estimate, the bytes on every link). Of several values:
+Estimate: overview, memory, waterfall, timeline. Plan: pareto, compare. Scaling: scaling. Deadline: deadline. Front:
+front. Timeline: timeline. Cluster: topology (with `answer=` an estimate, the bytes on every link). Of several values:
 `roofline_picture`, `scaling_picture`, `curves_picture`, `pareto_picture`, `compare_picture`, `measured_picture`,
 `switch_picture`, `lines_picture`.
 """
@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 from simulator.errors import InputError, Problem, did_you_mean
 from simulator.io.files import write_bytes
 from simulator.pictures import Drawable
+from simulator.plan.front import Front
 from simulator.plan.result import Plan
 from simulator.plan.scaling import Deadline, Scaling
 from simulator.report.plot_bars import compare_picture, memory_picture, overview_picture, waterfall_picture
 from simulator.report.plot_curves import lines_picture, measured_picture, pareto_picture
+from simulator.report.plot_front import front_picture
 from simulator.report.plot_roofline import layer_kernels, roofline_picture
 from simulator.report.plot_scaling import curves_picture, deadline_picture, knee, scaling_picture
 from simulator.report.plot_style import picture_bytes, style
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "compare_picture", "curves_picture", "deadline_picture", "knee", "layer_kernels", "lines_picture",
+    "compare_picture", "curves_picture", "deadline_picture", "front_picture", "knee", "layer_kernels", "lines_picture",
     "measured_picture", "memory_picture", "overview_picture", "pareto_picture", "picture_bytes", "plot",
     "roofline_picture", "save", "scaling_picture", "style", "switch_picture", "timeline_picture", "topology_picture",
     "waterfall_picture",
@@ -57,6 +59,7 @@ PICTURES: Mapping[type, Mapping[str, Callable[..., Figure]]] = {
     Plan: {"pareto": _planned, "compare": _compared},
     Scaling: {"scaling": lambda curve: curves_picture([curve])},
     Deadline: {"deadline": deadline_picture},
+    Front: {"front": front_picture},
     Timeline: {"timeline": timeline_picture},
     Cluster: {"topology": topology_picture},
 }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from simulator.report.plan import bill_words, strategy_words
+from simulator.report.plan import bill_words, hanging, strategy_words
 from simulator.report.text import rendered, table
 from simulator.units import format_bytes, format_count, format_percent, format_time, format_usd
 
@@ -114,9 +114,9 @@ def _refused(points: Sequence[Point]) -> list[str]:
 
 def _strategies(points: Sequence[Point]) -> str:
     lines = [
-        f"{point.devices:>9,}  {format_bytes(point.plan[0].estimate.peak_memory_bytes, 3):>9}  "
-        f"{strategy_words(point.plan[0].strategy)}"
+        hanging(f"{point.devices:>9,}  {format_bytes(point.plan[0].estimate.peak_memory_bytes, 3):>9}  ",
+                strategy_words(point.plan[0].strategy))
         for point in points
         if point.plan
-    ]
+    ]  # fmt: skip
     return "\n".join(["  devices     memory  best strategy", *lines])

@@ -82,6 +82,7 @@ ELSEWHERE = {
     "bill.tokens": "tokens",
     "check_conditions.tokens": "tokens",
     "fewest_devices.tokens": "tokens",
+    "pareto.tokens": "tokens",
     "plan.tokens": "tokens",
     "project.tokens": "tokens",
     "sums_to.relative": "a relative difference",

@@ -42,11 +42,23 @@ def test_a_deadline_gives_the_counts_tried_beside_the_plan(capsys) -> None:
     assert "None of the counts tried (8, 16)" in capsys.readouterr().err
 
 
+def test_a_front_stands_beside_the_plan(capsys) -> None:
+    found = document(capsys, "--nodes", "1", "--pareto", "--fix", "pp=1", "--top", "1")
+    assert found.keys() >= PLAN_KEYS
+    points = found["pareto"]["points"]
+    assert points[0]["step_time_s"] == found["strategies"][0]["estimate"]["step_time_s"]
+    assert [point["step_time_s"] for point in points] == sorted(point["step_time_s"] for point in points)
+    peaks = [point["peak_memory_bytes"] for point in points]
+    assert peaks == sorted(peaks, reverse=True)
+    assert found["pareto"]["claim"]
+
+
 def test_every_question_is_also_a_table_and_a_picture(capsys, tmp_path) -> None:
     for words, said in (
         (["--devices", "8..16", "--scaling", "strong"], "knee"),
         (["--objective", "devices", "--deadline", "36500 d", "--devices", "8,16"], "in time"),
         (["--nodes", "1", "--objective", "dollars", "--price", "2 USD/h"], "fewest dollars"),
+        (["--devices", "8,16", "--scaling", "strong", "--fix", "pp=1", "--pareto"], "devices and dollars"),
     ):
         picture = tmp_path / "picture.svg"
         assert run([*MODEL, *words, "--plot", str(picture)]) == 0
@@ -63,6 +75,7 @@ def test_every_question_is_also_a_table_and_a_picture(capsys, tmp_path) -> None:
         (["--nodes", "2", "--objective", "devices", "--deadline", "3 d"], "leave --nodes out"),
         (["--objective", "devices"], "belong together"),
         (["--deadline", "3 d"], "belong together"),
+        (["--deadline", "3 d", "--objective", "devices", "--pareto"], "given numbers of devices"),
         (["--devices", "12"], "no whole nodes of 8"),
         (["--devices", "12,"], "no count"),
         (["--objective", "dollars"], "2.50 USD/h"),
