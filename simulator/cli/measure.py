@@ -23,7 +23,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @json_option
 def command(*, suite: str, out: Path | None, machine: Path | None, given: Path | None, rounds: int, quick: bool,
             as_json: bool) -> None:  # fmt: skip
-    """Run the training steps of SUITE (tiny, single or full) and compare them with their predictions.
+    """Run the training steps of SUITE (tiny, single, full or bf16) and compare them with their predictions.
 
     The primary figure is processor seconds summed over ranks, in fp32 with one thread per rank: it does not depend on
     what else the machine runs. Needs torch (`pip install shardwise[torch]`).
@@ -41,7 +41,7 @@ def command(*, suite: str, out: Path | None, machine: Path | None, given: Path |
         raise click.UsageError("--rows are scored with a --machine file.")
     if given is None and out is None and machine is None:
         raise click.UsageError("Missing option '--out' (or '--machine' with '--rows').")
-    path = machine if machine is not None else _calibrated(out, quick=quick)
+    path = machine if machine is not None else _calibrated(out, suite, quick=quick)
     rows = read_table(given) if given else measure(suite, rounds=rounds, progress=_say)
     if out is not None:
         out.write_text(table_text(rows), encoding="utf-8")
@@ -53,13 +53,16 @@ def command(*, suite: str, out: Path | None, machine: Path | None, given: Path |
         click.echo(measured_text(scored, summary(scored)))
 
 
-def _calibrated(out: Path | None, *, quick: bool) -> Path:
+def _calibrated(out: Path | None, suite: str, *, quick: bool) -> Path:
     from simulator.calibrate.machine import calibrate
     from simulator.calibrate.write import toml_text
+    from simulator.measure.suite import suite_of
 
     path = (out or Path("machine.csv")).with_suffix(".toml")
-    _say("calibrating")
-    path.write_text(toml_text(calibrate(quick=quick)), encoding="utf-8")
+    # fp32 first: what moves bytes is measured in it.
+    dtypes = tuple(sorted({case.run.precision for case in suite_of(suite)}, reverse=True))
+    _say(f"calibrating {' and '.join(dtypes)}")
+    path.write_text(toml_text(calibrate(quick=quick, dtypes=dtypes)), encoding="utf-8")
     click.echo(f"wrote {path}", err=True)
     return path
 

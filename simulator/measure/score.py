@@ -24,7 +24,7 @@ by overhead."""
 QUIET_LOAD = 3.0
 """Runnable processes besides the ranks above which elapsed times are not scored: the one-minute average still holds
 the ranks of the cases before."""
-CLASSES = ("single process", "several ranks", "overhead")
+CLASSES = ("single process", "several ranks", "overhead", "bf16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +78,8 @@ class Scored:
     def kind(self) -> str:
         """One of CLASSES."""
         ranks = self.case.strategy.devices
+        if self.case.run.precision != "fp32":
+            return "bf16"
         short = self.measured.cpu_s / ranks < OVERHEAD_S or self.case.tokens / ranks <= OVERHEAD_TOKENS
         if short or (ranks > 1 and parameters(model_of(self.case.model)).total < SMALL_PARAMETERS):
             return "overhead"
@@ -85,7 +87,7 @@ class Scored:
 
 
 def score(rows: Iterable[Measured], machine: Path) -> list[Scored]:
-    """Predict every measured case on a machine file."""
+    """Predict every measured case on a machine file; cases in a precision that it did not calibrate are left out."""
     known = {(row.suite, row.case): row for row in rows}
     cases = {(suite, case.name): case for suite in {suite for suite, _ in known} for case in suite_of(suite)}
     table = read_document(machine).table
@@ -99,7 +101,8 @@ def score(rows: Iterable[Measured], machine: Path) -> list[Scored]:
     return [Scored(case=cases[key], measured=row, predicted=predict(cases[key], machine),
                    product_drift=drift(row, "product", row.product_s), memory_drift=drift(row, "memory", row.memory_s),
                    cores=cores)
-            for key, row in known.items() if key in cases]  # fmt: skip
+            for key, row in known.items()
+            if key in cases and cases[key].run.precision in table["device"]["peak"]]  # fmt: skip
 
 
 def summary(scored: Sequence[Scored]) -> dict[str, Any]:

@@ -127,11 +127,13 @@ def model_of(name: str) -> ModelSpec:
     return MODELS[name]
 
 
-def case(model: str, sequences: int, seq_len: int, *, attention: str = "", **strategy: Any) -> Case:
-    """A case with fp32 and so many sequences per step; the strategy's micro-batch fills what the rest leaves."""
+def case(
+    model: str, sequences: int, seq_len: int, *, attention: str = "", precision: str = "fp32", **strategy: Any
+) -> Case:  # fmt: skip
+    """A case with so many sequences per step; the strategy's micro-batch fills what the rest leaves."""
     degrees = Strategy(**{"sequence_parallel": False, "schedule": "1f1b", "context_kind": "all-gather", **strategy})
     micro = strategy.get("micro_batch", sequences // degrees.dp)
-    run = Run(global_batch=sequences, seq_len=seq_len, precision="fp32", optimizer="adamw", framework=FRAMEWORK,
+    run = Run(global_batch=sequences, seq_len=seq_len, precision=precision, optimizer="adamw", framework=FRAMEWORK,
               attention=attention, target_seq_len=seq_len if len(model_of(model).stacks) > 1 else 0)  # fmt: skip
     return Case(model=model, run=run, strategy=replace(degrees, micro_batch=micro))
 
@@ -190,9 +192,20 @@ TINY = (
 )  # fmt: skip
 
 
+BF16 = (
+    case("gpt-1m", 8, 128, precision="bf16"), case("gpt-1m", 4, 256, precision="bf16"),
+    case("llama-15m", 1, 128, precision="bf16"),
+)  # fmt: skip
+"""Without bf16 units a processor takes fifteen times as long as in fp32."""
+
+
 def suite_of(name: str) -> tuple[Case, ...]:
-    """The cases of a suite: "tiny" (a minute), "single" (one process), "full". Raises InputError for another name."""
-    suites = {"tiny": lambda: TINY, "single": _single, "full": lambda: [*_single(), *_double(), *_quadruple()]}
+    """The cases of a suite: "tiny" (a minute), "single" (one process), "full" (fp32 on 1, 2 and 4 processes), "bf16".
+
+    Raises InputError for another name.
+    """
+    suites = {"tiny": lambda: TINY, "single": _single, "bf16": lambda: BF16,
+              "full": lambda: [*_single(), *_double(), *_quadruple()]}  # fmt: skip
     if name not in suites:
         raise InputError([Problem(f"no suite is called {name}.", "", did_you_mean(name, suites))])
     return tuple(suites[name]())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from simulator.measure.parallel import Groups, build_parts, groups_for
 from simulator.measure.suite import Case, model_of
 from simulator.schedule.make import make_order
 from simulator.schedule.order import FORWARD
+from simulator.validate.torch_counts.tally import DTYPES
 
 BUCKET_ELEMENTS = 25_000_000 // 4
 """DistributedDataParallel's bucket of 25 MB, in fp32."""
@@ -25,7 +27,8 @@ class Trainer:
         self.case, self.strategy, self.rank = case, case.strategy, rank
         lone = Groups(by_axis=dict.fromkeys(("tp", "cp", "dp", "pp", "ep", "edp", "dp_cp")), place={"pp": 0})
         self.groups = groups_for(self.strategy, rank) if self.strategy.devices > 1 else lone
-        self.parts = build_parts(case, self.groups)
+        with default_dtype(DTYPES[case.run.precision]):
+            self.parts = build_parts(case, self.groups)
         self.micro_batches = case.run.global_batch // (self.strategy.micro_batch * self.strategy.dp)
         self.ids = [self._tokens() for _ in range(self.micro_batches)]
         self.wrapped: nn.Module | None = None
@@ -137,6 +140,17 @@ class Trainer:
         for parameters, group in ((dense, self.groups.by_axis["dp_cp"]), (experts, self.groups.by_axis["edp"])):
             if group is not None:
                 reduce_in_buckets(parameters, group)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """New floating-point tensors are of this dtype inside."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
