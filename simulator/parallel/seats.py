@@ -55,7 +55,8 @@ class Seating:
         first: dict[int, Member] = {}
         for node in self.nodes[rank]:
             kind = int(self.kinds.of_node[node])
-            first.setdefault(kind, replace(self.kinds.members[kind], node=node))
+            if kind not in first:
+                first[kind] = replace(self.kinds.members[kind], node=node)
         return tuple(first[kind] for kind in sorted(first))
 
     def seats(self, rank: int) -> tuple[Seat, ...]:

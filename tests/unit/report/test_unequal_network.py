@@ -13,6 +13,7 @@ from click.testing import CliRunner
 import simulator as sim
 from simulator.cli.app import app
 from simulator.cluster.degrade import off_rail, with_collisions
+from simulator.cluster.graph import cluster_graph
 from simulator.cluster.members import plain_if_equal, uniform
 from simulator.cluster.network import collective_time_s
 from simulator.cluster.placement import Group
@@ -53,6 +54,13 @@ def test_a_file_says_what_each_group_of_nodes_has(file: Path) -> None:
     slow = uniform(cluster)
     assert [tier.bandwidth_bytes_per_s for tier in slow.tiers] == [300e9, 25e9]
     assert plain_if_equal(slow) is slow
+
+
+def test_the_graph_has_each_nodes_own_links(file: Path) -> None:
+    graph = cluster_graph(sim.load_cluster(str(file)))
+    for device, inside, card in ((0, 450e9, 50e9), (15, 450e9, 50e9), (16, 300e9, 25e9), (31, 300e9, 25e9)):
+        assert graph.edges[device, f"nvswitch.{device // 8}"]["bandwidth_bytes_per_s"] == inside
+        assert graph.edges[device, f"nic{device}"]["bandwidth_bytes_per_s"] == card
 
 
 @pytest.mark.parametrize("kind", ["all_reduce", "all_to_all", "send"])
