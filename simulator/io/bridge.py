@@ -1,7 +1,8 @@
 """Megatron-Bridge (NeMo) configuration, as its ConfigContainer of NVIDIA-NeMo/Megatron-Bridge@067f987 takes it.
 
-Written as the YAML file that its recipes merge over their own settings; read from that, or from dotted overrides
-("model.tensor_model_parallel_size=8"), one a line, as its command line takes them.
+Written as the YAML file that its recipes merge over their own settings; read from that, from dotted overrides
+("model.tensor_model_parallel_size=8"), one a line, as its command line takes them, or from a recipe's assignments in
+Python ("cfg.model.tensor_model_parallel_size = 8").
 """
 
 from __future__ import annotations

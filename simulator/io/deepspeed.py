@@ -15,9 +15,11 @@ from simulator.spec.strategy import Strategy
 VERSION = "DeepSpeed @ edaa722"
 PRECISIONS = ("fp32", "fp16", "bf16")
 _IN_MODEL = ("pp", "ep", "etp")
-_WRITTEN = (*_IN_MODEL, "tp", "dp", "cp", "micro_batch", "zero", "shard_group", "context_kind", "overlap_grad_reduce",
-            "overlap_param_gather", "overlap_tp", "overlap_moe", "global_batch", "seq_len", "target_seq_len",
-            "precision", "optimizer", "sequence_parallel", "reshard_after_forward")  # fmt: skip
+_WRITTEN = (
+    *_IN_MODEL, "recompute", "recompute_layers", "recompute_modules", "tp", "dp", "cp", "micro_batch", "zero",
+    "shard_group", "context_kind", "overlap_grad_reduce", "overlap_param_gather", "overlap_tp", "overlap_moe",
+    "global_batch", "seq_len", "target_seq_len", "precision", "optimizer", "sequence_parallel", "reshard_after_forward",
+)  # fmt: skip
 _COSTLY = {
     "zero_optimization.offload_optimizer.device": "optimizer states in host memory are not modelled.",
     "zero_optimization.offload_param.device": "parameters in host memory are not modelled.",
@@ -45,6 +47,8 @@ def dump(strategy: Strategy, run: Run, model: ModelSpec) -> str:
         value = getattr(strategy, name)
         message = f"{name}({value}): DeepSpeed sets that in the model's code, not in this file."
         broken.require(value == 1, message, where=name)
+    broken.require(strategy.recompute == "none", f"recompute = {strategy.recompute}: DeepSpeed checkpoints activations "
+                   "where the model's code calls it, not by this file.", where="recompute")  # fmt: skip
     ulysses = strategy.cp == 1 or strategy.context_kind == "ulysses"
     broken.require(ulysses, "DeepSpeed's sequence parallelism is ulysses.", where="context_kind")
     broken.require(not strategy.shard_group or strategy.zero == 3, "a shard group (hpZ) divides the parameters of "
@@ -55,7 +59,7 @@ def dump(strategy: Strategy, run: Run, model: ModelSpec) -> str:
     broken.require(run.optimizer in names, f"{run.optimizer} is no optimizer of DeepSpeed's file. Choose from "
                    f"{', '.join(names)}.", where="optimizer")  # fmt: skip
     broken.require(strategy.tp == 1 or not strategy.sequence_parallel, "AutoTP keeps norms whole on every rank.",
-                   where="sequence_parallel", hint="Say sequence_parallel = false.")  # fmt: skip
+                   where="sequence_parallel", hint="Say --no-sequence-parallel.")  # fmt: skip
     broken.require(strategy.reshard_after_forward, "DeepSpeed frees gathered parameters after the forward pass.",
                    where="reshard_after_forward")  # fmt: skip
     broken.raise_if_any()

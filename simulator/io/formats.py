@@ -47,7 +47,7 @@ def recognise(text: str, path: str) -> str:
         return "megatron"
     if re.search(r"^\s*\[[\w.]+\]\s*$", plain, re.MULTILINE):
         return "torchtitan"
-    if re.search(r"^(model|train|ddp|dataset)(:|\.\w+=)", plain, re.MULTILINE):
+    if re.search(r"^(cfg\.)?(model|train|ddp|dataset)(:|\.\w+ *=)", plain, re.MULTILINE):
         return "megatron-bridge"
     raise InputError([Problem("nothing tells its format.", path, f"Say --format: {', '.join(FORMATS)}.")])
 

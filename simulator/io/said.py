@@ -231,7 +231,7 @@ def json_place(text: str, path: str, parts: tuple[str, ...]) -> str:
 
 
 def said_in_yaml(text: str, path: str) -> Said:
-    """Nested YAML mappings with scalars and [lists], or dotted overrides ("a.b=c"), one a line, as dotted keys.
+    """Nested YAML mappings with scalars and [lists], or dotted overrides ("a.b=c", "cfg.a.b = c"), as dotted keys.
 
     That is what training configurations use; anything else of YAML (anchors, tags, block lists, several documents) is
     refused with its line.
@@ -252,7 +252,8 @@ def said_in_yaml(text: str, path: str) -> Said:
             broken.add(f"{_shown(body.strip())} is not `key: value` or `key=value`.", where=where)
             open_at.append((depth, "?"))
             continue
-        key = ".".join([*(name for _, name in open_at), found[1]])
+        # Recipes in Python assign to the fields of a `cfg`.
+        key = ".".join([*(name for _, name in open_at), found[1].removeprefix("cfg.")])
         value = (found[2] if found[3] is None else found[3]) or ""
         if value.strip() or found[3] is not None:
             try:

@@ -109,7 +109,7 @@ def test_no_layout_is_no_count_and_never_a_mountain_of_text(text: str) -> None:
     assert mcore.layout_counts(text) == ()
 
 
-def test_dotted_overrides_and_nested_yaml_say_the_same() -> None:
+def test_dotted_overrides_a_recipes_python_and_nested_yaml_say_the_same() -> None:
     nested = """
         # recipe
         model:
@@ -128,8 +128,16 @@ def test_dotted_overrides_and_nested_yaml_say_the_same() -> None:
         train.global_batch_size=512
         mixed_precision=bf16_with_fp8_current_scaling_mixed
     """
-    one, other = (bridge.load(dedent(text), devices=16) for text in (nested, dotted))
-    assert (one.strategy, one.run) == (other.strategy, other.run)
+    python = """
+        cfg.model.tensor_model_parallel_size = 4
+        cfg.model.context_parallel_size = 2  # of two nodes
+        cfg.model.cp_comm_type = "a2a"
+        cfg.model.recompute_granularity = None
+        cfg.train.global_batch_size = 512
+        cfg.mixed_precision = 'bf16_with_fp8_current_scaling_mixed'
+    """
+    one, *others = (bridge.load(dedent(text), devices=16) for text in (nested, dotted, python))
+    assert all((other.strategy, other.run) == (one.strategy, one.run) for other in others)
     assert one.strategy.context_kind == "ulysses"
     assert one.run["precision"] == "fp8"
 
@@ -223,6 +231,7 @@ def test_every_problem_of_a_bad_deepspeed_file_is_told_at_its_line() -> None:
     [
         ('{"model_type": "llama"}', "hf"), ('{"train_batch_size": 1}', "deepspeed"), ("# c\n--bf16", "megatron"),
         ("[parallelism]\nx = 1", "torchtitan"), ("model.num_layers=3", "megatron-bridge"),
+        ("cfg.model.num_layers = 3", "megatron-bridge"),
         ("train:\n  x: 1", "megatron-bridge"),
     ],
 )  # fmt: skip

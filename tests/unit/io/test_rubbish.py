@@ -93,7 +93,7 @@ HUGE = 2**53
 @pytest.mark.parametrize(
     ("form", "text"),
     [
-        ("megatron", f"--global-batch-size 8 --pipeline-model-parallel-size {HUGE} --decoder-first-pipeline-num-layers 1"),
+        ("megatron", f"--pipeline-model-parallel-size {HUGE} --num-layers 9 --decoder-first-pipeline-num-layers 1"),
         ("torchtitan", f"[parallelism]\npipeline_parallel_degree = {HUGE}\n[activation_checkpoint]\nmode = 'none'"),
         ("hf", json.dumps({"model_type": "gemma2", "hidden_size": 8, "num_attention_heads": 2,
                            "num_hidden_layers": HUGE})),
