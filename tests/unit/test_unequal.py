@@ -174,6 +174,31 @@ def test_a_send_between_unlike_nodes_runs_at_the_slower_end() -> None:
     assert sends(slow)[0] > 1.5 * sends(even)[0]
 
 
+@pytest.mark.parametrize("zero", [0, 1])
+def test_gradients_are_reduced_at_the_slowest_card_of_the_replicas(zero: int) -> None:
+    """One thin node: its replicas' reduction takes what it takes where all are thin; everything else is untouched."""
+    thin = replace(equal(A, 4), tiers=(dgx(4).tiers[0], replace(dgx(4).tiers[1], bandwidth_bytes_per_s=6.25e9)))
+    strategy = {"tp": 8, "dp": 4, "zero": zero, "overlap_grad_reduce": False, "overlap_param_gather": False}
+    mixed, slow, even = (cost(c, **strategy) for c in (nodes(A, A, A, A, cards=(25, 25, 6.25, 25)), thin, equal(A, 4)))
+    assert mixed.time.parts["dp"] == pytest.approx(slow.time.parts["dp"], rel=1e-12)
+    assert mixed.time.parts["dp"] > 2 * even.time.parts["dp"]
+    assert {name: mixed.time.parts[name] for name in ("gemm", "tp")} == {
+        name: even.time.parts[name] for name in ("gemm", "tp")
+    }  # fmt: skip
+
+
+def test_two_replicas_meet_only_at_the_end() -> None:
+    """By hand: pp 2 inside each replica, one replica on fast and one on slow nodes. The slow one's pipeline is that of
+    a cluster of its own; both then reduce together."""
+    order = ("tp", "cp", "ep", "pp", "dp")
+    strategy = {"tp": 8, "pp": 2, "dp": 2, "order": order}
+    mixed, slow = cost(nodes(B, B, A, A), **strategy), cost(equal(A, 4), **strategy)
+    assert mixed.timeline().makespan_s == slow.timeline().makespan_s
+    step = cost_unequal(MODEL, nodes(B, B, A, A), RUN, sim.Strategy(**strategy), PLAIN)
+    assert [len(replica) for replica in step.seats.replicas] == [2, 2]
+    assert mixed.step_time_s == pytest.approx(slow.step_time_s, rel=1e-9)
+
+
 def test_memory_is_held_against_each_stages_own_device() -> None:
     """The first stage holds most micro-batches in flight: it does not fit on a device on which the third does."""
     need = [row["total"] for row in cost(equal(A, 4), tp=8, pp=4).memory.per_stage]
