@@ -18,11 +18,10 @@ _IN_MODEL = ("pp", "ep", "etp")
 _WRITTEN = (
     *_IN_MODEL, "recompute", "recompute_layers", "recompute_modules", "tp", "dp", "cp", "micro_batch", "zero",
     "shard_group", "context_kind", "overlap_grad_reduce", "overlap_param_gather", "overlap_tp", "overlap_moe",
-    "global_batch", "seq_len", "target_seq_len", "precision", "optimizer", "sequence_parallel", "reshard_after_forward",
+    "offload", "global_batch", "seq_len", "target_seq_len", "precision", "optimizer", "sequence_parallel",
+    "reshard_after_forward",
 )  # fmt: skip
 _COSTLY = {
-    "zero_optimization.offload_optimizer.device": "optimizer states in host memory are not modelled.",
-    "zero_optimization.offload_param.device": "parameters in host memory are not modelled.",
     "zero_optimization.zero_quantized_weights": "quantised gathers are not modelled.",
     "zero_optimization.zero_quantized_gradients": "quantised reductions are not modelled.",
     "zero_optimization.mics_shard_size": "MiCS is not modelled; shard_group is its nearest.",
@@ -66,6 +65,10 @@ def dump(strategy: Strategy, run: Run, model: ModelSpec) -> str:
     zero: dict[str, Any] = {"stage": strategy.zero}
     if strategy.overlap_grad_reduce is not None:
         zero["overlap_comm"] = strategy.overlap_grad_reduce
+    if strategy.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if strategy.offload == "parameters":
+        zero["offload_param"] = {"device": "cpu"}
     if strategy.shard_group:
         zero["zero_hpz_partition_size"] = strategy.shard_group
     document: dict[str, Any] = {
@@ -102,6 +105,7 @@ def load(text: str, *, path: str = "ds_config.json", devices: int = 0) -> Import
         context_kind="ulysses" if cp > 1 else "ring", shard_group=group if group > 1 else 0,
         # ZeRO-3 overlaps where the file does not say (runtime/zero/config.py overlap_comm_valid).
         overlap_grad_reduce=said.truth("zero_optimization.overlap_comm", zero == 3),
+        offload=_offload(said),
     )  # fmt: skip
     optimizer = said.choice("optimizer.type", _OPTIMIZERS, "")
     run: dict[str, Any] = {"global_batch": batch, "framework": "deepspeed", "precision": _precision(said)}
@@ -146,6 +150,15 @@ def _batches(said: Said, devices: int, ranks: int) -> tuple[int, int, int]:
         said.bad(names[0], f"{batch} is not {'' if dp else 'a multiple of '}{shown}.")
         return 1, 1, 1
     return batch, micro, dp
+
+
+def _offload(said: Said) -> str:
+    """What rests in host memory; on an NVMe drive nothing is modelled."""
+    keys = {name: f"zero_optimization.offload_{name}.device" for name in ("optimizer", "param")}
+    on = {name: said.choice(key, {"none": False, "cpu": True}, False) for name, key in keys.items()}
+    if on["param"] and not on["optimizer"]:
+        said.bad(keys["param"], "parameters in host memory without the optimizer's states are not modelled.")
+    return "parameters" if on["param"] else "optimizer" if on["optimizer"] else "none"
 
 
 def _precision(said: Said) -> str:

@@ -31,10 +31,9 @@ ROTATE = {"all-gather": "allgather", "ring": "alltoall"}
 _WRITTEN = (
     "tp", "pp", "dp", "cp", "ep", "etp", "vp", "schedule", "micro_batch", "zero", "shard_group", "layers_per_stage",
     "reshard_after_forward", "sequence_parallel", "context_kind", "recompute", "overlap_grad_reduce",
-    "overlap_param_gather", "overlap_tp", "overlap_moe", "global_batch", "seq_len", "precision", "optimizer",
+    "overlap_param_gather", "overlap_tp", "overlap_moe", "offload", "global_batch", "seq_len", "precision", "optimizer",
 )  # fmt: skip
 _COSTLY = {
-    "training.enable_cpu_offload": "states in host memory are not modelled.",
     "parallelism.pipeline_parallel_schedule_csv": "a schedule of one's own is not read.",
     "parallelism.disable_loss_parallel": "the loss on whole logits is the framework profile's to say.",
     "quantize.linear.float8.recipe_name": "which layers run in FP8 is the model's; precision = fp8 is the nearest.",
@@ -92,6 +91,9 @@ def _check(strategy: Strategy, run: Run, model: ModelSpec) -> None:
                    f"torchtitan takes {' or '.join(map(str, sorted(set(split))))}.", where="etp")  # fmt: skip
     broken.require(strategy.recompute in ("none", "full"), f"recompute = {strategy.recompute}: torchtitan's selective "
                    "modes keep other tensors.", where="recompute", hint="Choose none or full.")  # fmt: skip
+    broken.require(strategy.offload == "none" or (strategy.offload == "parameters" and strategy.zero == 3),
+                   f"offload = {strategy.offload}: fully_shard's CPU offload takes parameters, gradients and states "
+                   "together (offload = parameters, zero = 3).", where="offload")  # fmt: skip
     for name in ("overlap_grad_reduce", "overlap_param_gather"):
         broken.require(getattr(strategy, name) is not False, f"{name}: fully_shard always overlaps.", where=name)
     broken.require(not strategy.overlap_moe or strategy.schedule == "dualpipev", "torchtitan overlaps experts under "
@@ -107,7 +109,9 @@ def _check(strategy: Strategy, run: Run, model: ModelSpec) -> None:
 def _training(strategy: Strategy, run: Run) -> dict[str, Any]:
     """Batches in sequences: under a pipeline one call of the schedule takes a replica's whole share of the step."""
     share = run.global_batch // strategy.dp
+    offload = {"enable_cpu_offload": True} if strategy.offload == "parameters" else {}
     return {
+        **offload,
         "local_batch_size": share if strategy.pp > 1 else strategy.micro_batch,
         "global_batch_size": run.global_batch,
         "seq_len": run.seq_len,
@@ -177,6 +181,8 @@ def load(text: str, *, path: str = "job.toml", devices: int, layers: int = 0) ->
     kinds = {word: kind for kind, word in ROTATE.items()}
     kind = said.choice("parallelism.context_parallel_rotate_method", kinds, "all-gather")
     fields["context_kind"] = kind if degrees["cp"] > 1 else "ring"
+    if said.truth("training.enable_cpu_offload"):
+        fields["offload"] = "parameters"
     fields["overlap_tp"] = said.truth("parallelism.enable_async_tensor_parallel")
     overlaps = said.truth("parallelism.pipeline_parallel_expert_parallel_overlap", True)
     fields["overlap_moe"] = overlaps and fields["schedule"] == "dualpipev"

@@ -217,7 +217,7 @@ def test_every_problem_of_a_bad_deepspeed_file_is_told_at_its_line() -> None:
       "gradient_accumulation_steps": 1,
       "zero_optimization": {"stage": 5,
         "overlap_com": true,
-        "offload_optimizer": {"device": "cpu"}},
+        "offload_optimizer": {"device": "nvme"}},
       "fp16": {"enabled": true},
       "bf16": {"enabled": "yes"}
     }"""

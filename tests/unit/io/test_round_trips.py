@@ -104,6 +104,8 @@ def of_torchtitan(draw: st.DrawFn) -> tuple[Strategy, Run, Any]:
         found["reshard_after_forward"] = found["pp"] > 1 or draw(st.booleans())
     if found["cp"] == 1 and draw(st.booleans()):
         found |= {"zero": 0, "shard_group": 0, "reshard_after_forward": True}
+    if found.get("zero") == 3:
+        found["offload"] = draw(st.sampled_from(["none", "parameters"]))
     found["recompute"] = draw(st.sampled_from(["none", "full"]))
     found["overlap_tp"] = found["tp"] > 1 and draw(st.booleans())
     found["overlap_moe"] = found.get("schedule") == "dualpipev" and draw(st.booleans())
@@ -121,6 +123,7 @@ def of_deepspeed(draw: st.DrawFn) -> tuple[Strategy, Run, Any]:
         tp=tp, dp=dp, cp=cp, zero=zero, micro_batch=draw(st.integers(1, 4)), sequence_parallel=tp == 1,
         context_kind="ulysses" if cp > 1 else "ring", overlap_grad_reduce=draw(st.booleans()),
         shard_group=draw(st.sampled_from([0, 2])) if zero == 3 and dp > 1 else 0,
+        offload=draw(st.sampled_from(["none", "optimizer", "parameters"])) if zero == 3 else "none",
     )  # fmt: skip
     run = Run(global_batch=dp * strategy.micro_batch * draw(st.integers(1, 9)), seq_len=4096,
               precision=draw(st.sampled_from(deepspeed.PRECISIONS)),
