@@ -32,6 +32,7 @@ _COSTLY = {
     "curriculum_learning.enabled": "the sequence length grows over the run; say one length.",
 }  # fmt: skip
 _OPTIMIZERS = {"Adam": "adam", "AdamW": "adamw", "Lamb": "lamb", "SGD": "sgd"}
+_NAMES = {word: name for name, word in _OPTIMIZERS.items()}
 
 
 def dump(strategy: Strategy, run: Run, model: ModelSpec) -> str:
@@ -40,28 +41,7 @@ def dump(strategy: Strategy, run: Run, model: ModelSpec) -> str:
     Pipeline and expert degrees and recomputation are set in DeepSpeed's model code, so they are refused here.
     """
     del model
-    broken = Complaints()
-    refuse_unwritten(broken, run, strategy, target="DeepSpeed's file", written=_WRITTEN)
-    for name in _IN_MODEL:
-        value = getattr(strategy, name)
-        message = f"{name}({value}): DeepSpeed sets that in the model's code, not in this file."
-        broken.require(value == 1, message, where=name)
-    broken.require(strategy.recompute == "none", f"recompute = {strategy.recompute}: DeepSpeed checkpoints activations "
-                   "where the model's code calls it, not by this file.", where="recompute")  # fmt: skip
-    ulysses = strategy.cp == 1 or strategy.context_kind == "ulysses"
-    broken.require(ulysses, "DeepSpeed's sequence parallelism is ulysses.", where="context_kind")
-    broken.require(not strategy.shard_group or strategy.zero == 3, "a shard group (hpZ) divides the parameters of "
-                   f"zero = 3, not {strategy.zero}.", where="shard_group")  # fmt: skip
-    broken.require(run.precision in PRECISIONS, f"{run.precision} is not written. Choose from "
-                   f"{', '.join(PRECISIONS)}.", where="precision")  # fmt: skip
-    names = {word: name for name, word in _OPTIMIZERS.items()}
-    broken.require(run.optimizer in names, f"{run.optimizer} is no optimizer of DeepSpeed's file. Choose from "
-                   f"{', '.join(names)}.", where="optimizer")  # fmt: skip
-    broken.require(strategy.tp == 1 or not strategy.sequence_parallel, "AutoTP keeps norms whole on every rank.",
-                   where="sequence_parallel", hint="Say --no-sequence-parallel.")  # fmt: skip
-    broken.require(strategy.reshard_after_forward, "DeepSpeed frees gathered parameters after the forward pass.",
-                   where="reshard_after_forward")  # fmt: skip
-    broken.raise_if_any()
+    _check(strategy, run)
     zero: dict[str, Any] = {"stage": strategy.zero}
     if strategy.overlap_grad_reduce is not None:
         zero["overlap_comm"] = strategy.overlap_grad_reduce
@@ -77,7 +57,7 @@ def dump(strategy: Strategy, run: Run, model: ModelSpec) -> str:
         "train_micro_batch_size_per_gpu": strategy.micro_batch,
         "gradient_accumulation_steps": run.global_batch // (strategy.dp * strategy.micro_batch),
         "zero_optimization": zero,
-        "optimizer": {"type": names[run.optimizer]},
+        "optimizer": {"type": _NAMES[run.optimizer]},
     }
     if strategy.tp > 1:
         document["tensor_parallel"] = {"autotp_size": strategy.tp}
@@ -86,6 +66,30 @@ def dump(strategy: Strategy, run: Run, model: ModelSpec) -> str:
     if run.precision != "fp32":
         document[run.precision] = {"enabled": True}
     return json.dumps(document, indent=2) + "\n"
+
+
+def _check(strategy: Strategy, run: Run) -> None:
+    broken = Complaints()
+    refuse_unwritten(broken, run, strategy, target="DeepSpeed's file", written=_WRITTEN)
+    for name in _IN_MODEL:
+        value = getattr(strategy, name)
+        message = f"{name}({value}): DeepSpeed sets that in the model's code, not in this file."
+        broken.require(value == 1, message, where=name)
+    broken.require(strategy.recompute == "none", f"recompute = {strategy.recompute}: DeepSpeed checkpoints activations "
+                   "where the model's code calls it, not by this file.", where="recompute")  # fmt: skip
+    ulysses = strategy.cp == 1 or strategy.context_kind == "ulysses"
+    broken.require(ulysses, "DeepSpeed's sequence parallelism is ulysses.", where="context_kind")
+    broken.require(not strategy.shard_group or strategy.zero == 3, "a shard group (hpZ) divides the parameters of "
+                   f"zero = 3, not {strategy.zero}.", where="shard_group")  # fmt: skip
+    broken.require(run.precision in PRECISIONS, f"{run.precision} is not written. Choose from "
+                   f"{', '.join(PRECISIONS)}.", where="precision")  # fmt: skip
+    broken.require(run.optimizer in _NAMES, f"{run.optimizer} is no optimizer of DeepSpeed's file. Choose from "
+                   f"{', '.join(_NAMES)}.", where="optimizer")  # fmt: skip
+    broken.require(strategy.tp == 1 or not strategy.sequence_parallel, "AutoTP keeps norms whole on every rank.",
+                   where="sequence_parallel", hint="Say --no-sequence-parallel.")  # fmt: skip
+    broken.require(strategy.reshard_after_forward, "DeepSpeed frees gathered parameters after the forward pass.",
+                   where="reshard_after_forward")  # fmt: skip
+    broken.raise_if_any()
 
 
 def load(text: str, *, path: str = "ds_config.json", devices: int = 0) -> Imported:
