@@ -94,6 +94,11 @@ def _card_pace(found: Member) -> tuple[float, ...]:
     return (found.uplink.bandwidth_bytes_per_s, -found.uplink.latency_s) if found.uplink else (0.0, 0.0)
 
 
+def _compute_pace(device: Device, dtype: str) -> tuple[float, float]:
+    """Slower devices first."""
+    return device.peak_flops_per_s.get(dtype, device.vector_flops_per_s), device.memory_bandwidth_bytes_per_s
+
+
 def is_unequal(cluster: Cluster) -> bool:
     """Whether a cluster says of its nodes one by one what they are."""
     return bool(cluster.node_devices or cluster.node_tiers or cluster.node_uplinks)
@@ -174,9 +179,11 @@ def slowest_uplink(cluster: Cluster, devices: Iterable[int] | None = None) -> Me
 
 
 def slowest_device(cluster: Cluster, dtype: str = "bf16", devices: Iterable[int] | None = None) -> Member:
-    """The member whose device has the lowest peak for `dtype` (its vector peak where it has none)."""
+    """The member whose device has the lowest peak for `dtype` (its vector peak where it has none); of equals, the one
+    with the slowest memory.
+    """
     found = (member(cluster, node) for node in _nodes(cluster, devices))
-    return min(found, key=lambda m: m.device.peak_flops_per_s.get(dtype, m.device.vector_flops_per_s))
+    return min(found, key=lambda m: _compute_pace(m.device, dtype))
 
 
 def uniform(cluster: Cluster, devices: Sequence[int] | None = None) -> Cluster:
@@ -197,7 +204,7 @@ def as_fastest(cluster: Cluster, dtype: str = "bf16") -> Cluster:
     if not is_unequal(cluster):
         return cluster
     every = [member(cluster, node) for node in range(cluster.nodes)]
-    device = max(every, key=lambda m: m.device.peak_flops_per_s.get(dtype, m.device.vector_flops_per_s)).device
+    device = max(every, key=lambda m: _compute_pace(m.device, dtype)).device
     memory = max(each.device.memory_bytes for each in every)
     inside, outside = max(every, key=_pace), max(every, key=_card_pace)
     return _equal(cluster, replace(device, memory_bytes=memory), inside.tier, outside.uplink)
