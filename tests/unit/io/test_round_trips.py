@@ -213,3 +213,10 @@ def test_what_an_estimate_takes_from_elsewhere_is_said_in_an_export() -> None:
     assert strategy.overlap_grad_reduce is framework.overlap_grad_reduce
     flags = megatron.dump(strategy, run, model).splitlines()
     assert "--pipeline-model-parallel-layout 'Etttttt|ttttttt|ttttttt|tttttt|ttttttL'" in flags
+
+
+def test_schedules_are_called_as_torch_calls_them() -> None:
+    schedules = pytest.importorskip("torch.distributed.pipelining.schedules")
+    one = {name for name, word in torchtitan.SCHEDULES.items()
+           if issubclass(schedules.get_schedule_class(word), schedules.PipelineScheduleSingle)}  # fmt: skip
+    assert one == set(torchtitan.ONE_STAGE)
