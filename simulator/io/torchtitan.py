@@ -1,9 +1,9 @@
 """torchtitan's job configuration: TOML as `torchtitan/config/job_config.py` of release 0.2.2 reads it.
 
 That is the last release with TOML files; later ones are configured in Python, with the same names under
-`parallelism`. Mapping of FSDP: `fsdp_reshard_after_forward` "always" is ZeRO-3; "never" keeps gathered parameters, over
-all micro-batches of a step under a pipeline (ZeRO-2), over one forward and backward without
-(`reshard_after_forward = false`).
+`parallelism` but batches in tokens (pytorch/torchtitan@b5bcd76), which are read too. Mapping of FSDP:
+`fsdp_reshard_after_forward` "always" is ZeRO-3; "never" keeps gathered parameters, over all micro-batches of a step
+under a pipeline (ZeRO-2), over one forward and backward without (`reshard_after_forward = false`).
 """
 
 from __future__ import annotations
@@ -38,9 +38,6 @@ _COSTLY = {
     "parallelism.disable_loss_parallel": "the loss on whole logits is the framework profile's to say.",
     "quantize.linear.float8.recipe_name": "which layers run in FP8 is the model's; precision = fp8 is the nearest.",
     "quantize.linear.mx.recipe_name": "which layers run in MXFP8 is the model's; precision = mxfp8 is nearest.",
-    "training.num_tokens_per_train_step": "batches in tokens are of later versions; say training.global_batch_size.",
-    "training.num_tokens_per_microbatch_per_dp_rank": "batches in tokens are of later versions; say "
-    "training.local_batch_size.",
 }  # fmt: skip
 
 
@@ -183,7 +180,9 @@ def load(text: str, *, path: str = "job.toml", devices: int, layers: int = 0) ->
     fields["context_kind"] = kind if degrees["cp"] > 1 else "ring"
     if said.truth("training.enable_cpu_offload"):
         fields["offload"] = "parameters"
-    fields["overlap_tp"] = said.truth("parallelism.enable_async_tensor_parallel")
+    asynchronous = [said.truth(f"{table}.enable_async_tensor_parallel") for table in ("parallelism", "compile")]
+    fields["overlap_tp"] = any(asynchronous)
+    fields["sequence_parallel"] = said.truth("parallelism.enable_sequence_parallel", True) or degrees["tp"] == 1
     overlaps = said.truth("parallelism.pipeline_parallel_expert_parallel_overlap", True)
     fields["overlap_moe"] = overlaps and fields["schedule"] == "dualpipev"
     # torchtitan checkpoints every second layer where the file does not say (job_config.py ActivationCheckpoint.mode).
@@ -268,6 +267,8 @@ def _generated(stages: int, layers: int, ends: list[int]) -> tuple[int, ...]:
 
 def _batches(said: Said, dp: int, pp: int) -> tuple[dict[str, Any], int]:
     """The run's batch and length, and the micro-batch."""
+    if "training.num_tokens_per_train_step" in said.entries:
+        return _batches_in_tokens(said, dp, pp)
     local = said.count("training.local_batch_size", 8)
     key = "training.global_batch_size"
     total = dp * local if said.get(key) in (None, -1) else said.count(key, dp * local)
@@ -276,3 +277,19 @@ def _batches(said: Said, dp: int, pp: int) -> tuple[dict[str, Any], int]:
         said.bad(key, f"{total} is not dp({dp}) * local_batch_size({local}) = {dp * local}: a pipeline drained between "
                  "accumulation steps is not modelled.")  # fmt: skip
     return {"global_batch": total, "seq_len": said.count("training.seq_len", 2048)}, micro if pp > 1 else local
+
+
+def _batches_in_tokens(said: Said, dp: int, pp: int) -> tuple[dict[str, Any], int]:
+    """The same where it is said in tokens, as later versions do."""
+    keys = {name: f"training.{key}" for name, key in (
+        ("step", "num_tokens_per_train_step"), ("each", "num_tokens_per_microbatch_per_dp_rank"),
+        ("length", "max_context_length"))}  # fmt: skip
+    step, each, length = (said.count(key) for key in keys.values())
+    count = said.count("parallelism.num_pp_microbatches", 0) or said.count("training.num_pp_microbatches", 0)
+    if not (step and each and length) or step % length or each % length:
+        said.bad(keys["step"], f"{step} and {keys['each']}({each}) must be multiples of {keys['length']}({length}).")
+        return {"global_batch": 1}, 1
+    if pp > 1 and count and step != count * each * dp:
+        said.bad(keys["step"], f"{step} is not dp({dp}) * num_pp_microbatches({count}) * {each} = {count * each * dp}: "
+                 "a pipeline drained between accumulation steps is not modelled.")  # fmt: skip
+    return {"global_batch": step // length, "seq_len": length}, each // length

@@ -196,9 +196,18 @@ def test_what_a_job_of_torchtitan_cannot_mean_is_told() -> None:
     ]
 
 
-def test_batches_in_tokens_are_refused_as_a_later_versions() -> None:
-    text = TITAN.format(batch=32, more="").replace("seq_len = 4096", "num_tokens_per_train_step = 131072")
-    assert "batches in tokens" in problems(torchtitan.load, text, devices=16, layers=14)[0]
+def test_batches_in_tokens_of_later_versions_are_read() -> None:
+    tokens = "num_tokens_per_train_step = {step}\n    num_tokens_per_microbatch_per_dp_rank = 8192"
+    tokens += "\n    max_context_length = 4096"
+    later = TITAN.replace("local_batch_size = 8\n    global_batch_size = {batch}\n    seq_len = 4096", tokens)
+    more = "enable_sequence_parallel = false\n    num_pp_microbatches = 4"
+    found = torchtitan.load(dedent(later.format(step=131072, more=more)), devices=16, layers=14)
+    assert found.run["global_batch"] == 32
+    assert found.run["seq_len"] == 4096
+    assert (found.strategy.micro_batch, found.strategy.sequence_parallel) == (2, False)
+    told = problems(torchtitan.load, later.format(step=131072, more=more.replace("4", "2")), devices=16, layers=14)
+    assert "131072 is not dp(4) * num_pp_microbatches(2) * 8192 = 65536" in told[0]
+    assert "multiples" in problems(torchtitan.load, later.format(step=131071, more=more), devices=16, layers=14)[0]
 
 
 def test_deepspeed_takes_any_two_batches_with_the_devices() -> None:
