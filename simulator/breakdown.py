@@ -119,7 +119,7 @@ def time_of(lowered: Lowered, strategy: Strategy) -> TimeParts:
     idle = idle if idle > 1e-12 * max(finish) else 0.0  # Less is what rounding leaves of a sum.
     parts["host"] += min(idle, lowered.host_wait_s) if strategy.pp > 1 else idle
     parts["bubble"] += max(idle - lowered.host_wait_s, 0.0) if strategy.pp > 1 else 0.0
-    return TimeParts(parts=_merged(parts), hidden=_merged(hidden))
+    return TimeParts(parts=_merged(parts), hidden=_merged(hidden), rank=rank)
 
 
 def _hide_paired(parts: dict[str, float], hidden: dict[str, float], busy_s: float) -> None:

@@ -30,6 +30,8 @@ class TimeParts:
     parts: Mapping[str, float]
     hidden: Mapping[str, float]
     """Communication that ran beside compute, by axis; not in the step time."""
+    rank: int = 0
+    """The pipeline rank that these are of: the first of those that finish last."""
 
     @property
     def total_s(self) -> float:

@@ -12,8 +12,8 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 CATALOGUES = ("models", "hardware", "frameworks")
-RESIDUALS = "validation/residuals.csv"
-"""What the last validation left over: prediction intervals are read off it."""
+RECORDS = ("validation/residuals.csv", "validation/differences.csv")
+"""What the last validation left over: prediction intervals and ties are read off it."""
 
 
 class CatalogHook(BuildHookInterface):
@@ -30,4 +30,5 @@ class CatalogHook(BuildHookInterface):
             for file in files:
                 place = file.relative_to(self.root).as_posix()
                 build_data["force_include"][place] = f"simulator/_catalog/{place}"
-        build_data["force_include"][RESIDUALS] = f"simulator/_catalog/{RESIDUALS}"
+        for record in RECORDS:
+            build_data["force_include"][record] = f"simulator/_catalog/{record}"

@@ -16,6 +16,7 @@ from simulator.plan.result import Plan, Planned, Proof, binds, why_lost
 from simulator.plan.score import Question
 from simulator.plan.search import OBJECTIVES, Found, Searched, search
 from simulator.plan.space import Space, build_space
+from simulator.plan.ties import TIE_PROBABILITY, faster_probability
 from simulator.project.training import Conditions, check_conditions, price_of
 from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
@@ -126,12 +127,15 @@ def _check(
 
 def _entries(found: Sequence[Found], ledger: Ledger | None) -> tuple[Planned, ...]:
     best = found[0].estimate
-    return tuple(
-        Planned(
-            strategy=each.strategy, estimate=each.estimate, bound_s=each.bound_s,
-            tied=best.step_time_low_s <= each.estimate.step_time_s <= best.step_time_high_s,
-            why=why_lost(each.estimate, best) if each is not found[0] else binds(best),
-            bill=ledger.bill(each.strategy, each.estimate.step_time_s) if ledger is not None else None,
-        )
-        for each in found
-    )  # fmt: skip
+    timed = len(found[0].key) == 1
+    entries = []
+    for each in found:
+        step = each.estimate
+        chance = faster_probability(step.step_time_s, best.step_time_s)
+        entries.append(Planned(
+            strategy=each.strategy, estimate=step, bound_s=each.bound_s, faster_probability=chance,
+            tied=each is found[0] or (timed and chance >= TIE_PROBABILITY), binds=binds(step), also=each.also,
+            why=why_lost(step, best) if each is not found[0] else binds(best),
+            bill=ledger.bill(each.strategy, step.step_time_s) if ledger is not None else None,
+        ))  # fmt: skip
+    return tuple(entries)

@@ -10,7 +10,7 @@ from simulator.pictures import Drawable
 from simulator.project.training import Bill
 from simulator.result import Estimate
 from simulator.spec.strategy import Strategy
-from simulator.units import format_time
+from simulator.units import format_percent, format_time
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,10 +50,16 @@ class Planned:
     estimate: Estimate
     bound_s: float
     """Seconds that this strategy was known not to beat before it was run."""
+    faster_probability: float
+    """The probability that it is measured faster than the best (`plan/ties.py`); 0.5 for the best itself."""
     tied: bool
-    """Within the prediction interval of the best: the estimate cannot tell them apart."""
+    """The estimate cannot tell it from the best: that probability is at least a tenth."""
+    binds: str
+    """What its time goes into, the largest parts first."""
     why: str
     """What it loses against the best and what it gains, largest first; of the best, what its time goes into."""
+    also: tuple[tuple[str, ...], ...] = ()
+    """Other placements with the same time and memory."""
     bill: Bill | None = None
     """What training takes under it, where tokens, conditions or dollars were asked about."""
 
@@ -94,7 +100,8 @@ class Plan(Drawable):
         return pd.DataFrame([
             {**asdict(entry.strategy), "step_time_s": entry.estimate.step_time_s,
              "tokens_per_s": entry.estimate.tokens_per_s, "mfu": entry.estimate.mfu,
-             "peak_memory_bytes": entry.estimate.peak_memory_bytes, "tied": entry.tied}
+             "peak_memory_bytes": entry.estimate.peak_memory_bytes, "tied": entry.tied,
+             "faster_probability": entry.faster_probability}
             for entry in self.entries
         ])  # fmt: skip
 
@@ -110,7 +117,9 @@ class Plan(Drawable):
             "wall_s": self.wall_s, "rejected": dict(self.rejected),
             "strategies": [
                 {"strategy": asdict(entry.strategy), "estimate": entry.estimate.to_dict(), "bound_s": entry.bound_s,
-                 "tied": entry.tied, "why": entry.why,
+                 "tied": entry.tied, "faster_probability": entry.faster_probability, "binds": entry.binds,
+                 "last_rank": entry.estimate.time.rank, "why": entry.why,
+                 "also": ["-".join(order) for order in entry.also],
                  **({"bill": bill_dict(entry.bill)} if entry.bill is not None else {})}
                 for entry in self.entries
             ],
@@ -138,4 +147,8 @@ def why_lost(other: Estimate, best: Estimate) -> str:
 def binds(estimate: Estimate) -> str:
     """The largest parts of a step, in words."""
     parts = sorted(estimate.time.parts.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {s / estimate.step_time_s:.0%}" for name, s in parts[:3])
+    return ", ".join(f"{name} {format_percent(s / estimate.step_time_s, 2)}" for name, s in parts[:_BINDING])
+
+
+_BINDING = 4
+"""Parts of a step that are named."""

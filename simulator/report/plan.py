@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from simulator.report.text import WIDTH, rendered, table
 from simulator.units import format_bytes, format_count, format_percent, format_time, format_usd
@@ -40,24 +40,24 @@ def plan_text(plan: Plan) -> str:
         f"{plan.model} on {plan.devices} devices of {plan.cluster}",
         f"objective {plan.objective}: {plan.objective_words}",
         "",
-        f"best        {strategy_words(best.strategy)}",
+        hanging("best        ", strategy_words(best.strategy)),
         (f"step time   {format_time(found.step_time_s)}, likely {format_time(found.step_time_low_s)} to "
          f"{format_time(found.step_time_high_s)}; {format_count(found.tokens_per_s)} tokens/s, "
          f"MFU {format_percent(found.mfu)}"),
         f"memory      {format_bytes(found.peak_memory_bytes)} of {format_bytes(found.device_memory_bytes)}",
-        f"time goes   {best.why}",
-        *([f"training    {bill_words(best.bill)}"] if best.bill is not None else []),
+        hanging("time goes   ", f"{best.binds}{_of_rank(best)}"),
+        *([hanging("training    ", bill_words(best.bill))] if best.bill is not None else []),
         "",
     ]  # fmt: skip
     verdict = "proven best" if proof.optimal else f"not proven: up to {format_percent(proof.gap)} better may exist"
     bounded = "all bounded" if proof.bounded == proof.legal else f"only {proof.bounded:,} looked at in the time given"
     tail = [
-        (f"{verdict}: {proof.considered:,} considered, {proof.legal:,} legal, {proof.fits:,} fit, {bounded}, "
-         f"{proof.refined:,} bounded again, {proof.engine_runs:,} run, in {plan.wall_s:.2f} s"),
+        hanging("", f"{verdict}: {proof.considered:,} considered, {proof.legal:,} legal, {proof.fits:,} fit, "
+                f"{bounded}, {proof.refined:,} bounded again, {proof.engine_runs:,} run, in {plan.wall_s:.2f} s"),
         *(f"- {count:,} refused: {reason}" for reason, count in plan.rejected.items()),
         *(f"- {note}" for note in plan.notes),
     ]
-    return rendered(["\n".join(head), _runners(plan.entries), *tail])
+    return rendered(["\n".join(head), *_runners(plan.entries), "", *tail])
 
 
 def hanging(head: str, words: str) -> str:
@@ -72,14 +72,32 @@ def bill_words(bill: Bill) -> str:
             f"{format_count(bill.device_hours)} device hours, {cost}")  # fmt: skip
 
 
-def _runners(entries: Sequence[Planned]) -> Any:
-    rows = [
-        (strategy_words(entry.strategy), format_time(entry.estimate.step_time_s),
-         format_bytes(entry.estimate.peak_memory_bytes), "tie" if entry.tied and index else "",
-         entry.why if index else "")
-        for index, entry in enumerate(entries)
-    ]  # fmt: skip
-    return table("Best first, and what each loses", ("strategy", "step", "memory", "", "against the best"), rows)
+def _of_rank(entry: Planned) -> str:
+    """Whose time it is, where a pipeline has several ranks."""
+    if entry.strategy.pp == 1:
+        return ""
+    return f"; of pipeline rank {entry.estimate.time.rank} (0 to {entry.strategy.pp - 1}), which ends last"
+
+
+def _runners(entries: Sequence[Planned]) -> list[str]:
+    """Each strategy with its time and memory, and beneath it what binds it and what it loses."""
+    lines = ["Best first, what binds each, and what it loses to the best", ""]
+    for number, entry in enumerate(entries, start=1):
+        step = entry.estimate
+        sizes = f"{format_time(step.step_time_s):>9}  {format_bytes(step.peak_memory_bytes):>9}"
+        mark = f"tie {entry.faster_probability:.0%}" if entry.tied and number > 1 else ""
+        head = f"{number:>3}  {sizes}  {mark:<7}  "
+        lines.append(hanging(head, strategy_words(entry.strategy)))
+        blank = " " * len(head)
+        if entry.also:
+            lines.append(hanging(blank, f"or {', '.join('-'.join(order) for order in entry.also)}, which is the same"))
+        lines.append(hanging(blank, f"binds: {entry.binds}"))
+        if number > 1:
+            lines.append(hanging(blank, f"loses: {entry.why}"))
+    if any(entry.tied for entry in entries[1:]):
+        lines += ["", hanging("tie: ", "the chance that it is the faster one when measured, by published runs that "
+                              "competed; among ties take the simplest")]  # fmt: skip
+    return lines
 
 
 def comparison_text(answer: Comparison) -> str:

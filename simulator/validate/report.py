@@ -14,6 +14,10 @@ from typing import Any
 
 from simulator.errors import InputError, Problem
 from simulator.intervals import write_residuals
+from simulator.plan.ties import published_differences, write_differences
+from simulator.validate.counted import counts_section
+from simulator.validate.pairs import PROVENANCE as PAIRS
+from simulator.validate.pairs import differences_of
 from simulator.validate.score import ScoredRow, Scores, SkippedRow
 
 WORST = 20
@@ -31,7 +35,7 @@ def write_report(
     scores: Scores, folder: Path, *, reasons: Mapping[str, str] | None = None,
     newcomers: Mapping[str, Mapping[str, Any]] | None = None, own_machine: str = "", plots: bool = True,
 ) -> Path:  # fmt: skip
-    """Write REPORT.md, residuals.csv and scatter plots as SVG into `folder`; returns the path of the report.
+    """Write REPORT.md, residuals.csv, differences.csv and scatter plots (SVG) into `folder`; returns the report's path.
 
     `newcomers` are figures of families without the profiles written for them alone (`validate/newcomer.py`),
     `own_machine` the summary of steps measured on our own machines, as Markdown. Raises InputError when the folder
@@ -41,9 +45,11 @@ def write_report(
         folder.mkdir(parents=True, exist_ok=True)
         images = scatter_plots(scores, folder / "plots") if plots else {}
         path = folder / "REPORT.md"
-        text = report_text(scores, reasons or {}, images, newcomers or {}) + _own_section(own_machine)
+        text = report_text(scores, reasons or {}, images, newcomers or {}) + _own_section(own_machine) + counts_section(folder)
         path.write_text(text, encoding="utf-8")
         write_residuals(folder / "residuals.csv", scores.residuals, PROVENANCE)
+        apart = differences_of(scores.rows, published_differences())
+        write_differences(folder / "differences.csv", apart, PAIRS)
     except OSError as error:
         raise InputError([Problem(f"cannot be written: {error.strerror}.", str(folder))]) from None
     return path

@@ -77,7 +77,7 @@ def test_the_wheel_holds_one_package_and_every_catalogue_file(wheel: Path, root:
     assert "simulator/py.typed" in names
     shipped = {name.removeprefix("simulator/_catalog/") for name in names if name.startswith("simulator/_catalog/")}
     files = {f.relative_to(root).as_posix() for kind in CATALOGUES for f in (root / kind).rglob("*.toml")}
-    assert shipped == {*files, "validation/residuals.csv"}
+    assert shipped == {*files, "validation/residuals.csv", "validation/differences.csv"}
     code = {f.relative_to(root).as_posix() for f in (root / "simulator").rglob("*.py")}
     assert code == {name for name in names if name.endswith(".py")}
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
