@@ -211,12 +211,27 @@ def sharding_copy_bytes(held: Number, run: Run, framework: Framework) -> tuple[N
     >>> sharding_copy_bytes(10, Run(global_batch=1, precision="bf16"), Framework(name="f", sharded_copies="both"))
     (40.0, 60.0)
     """
-    if framework.sharded_copies == "none":
+    if framework.sharded_copies in ("none", "flattened"):
         return 0.0, 0.0
     own, wire = parameter_bytes(run), wire_bytes(run, framework)
     if framework.sharded_copies == "both":
         return held * 2 * own, held * (own + wire)
     return 0.0, held * (2 * own + 2 * wire)
+
+
+def flattening_bytes(held: Number, run: Run, framework: Framework) -> Number:
+    """Bytes moved around an all-reduce of gradients that are tensors of their own [B].
+
+    They are flattened into one, divided by the number of replicas and copied back (NVIDIA/Megatron-LM v2.0
+    megatron/model/distributed.py allreduce_params with _flatten_dense_tensors): read and write, three times. Buckets
+    of which gradients are views need none of it.
+
+    >>> from simulator.spec.run import Framework, Run
+    >>> flattening_bytes(10, Run(global_batch=1, precision="fp16"),
+    ...                  Framework(name="f", sharded_copies="flattened", gradient_reduce_dtype="fp16"))
+    120.0
+    """
+    return held * 6 * wire_bytes(run, framework) if framework.sharded_copies == "flattened" else 0.0
 
 
 def wire_bytes(run: Run, framework: Framework) -> float:
@@ -227,11 +242,29 @@ def wire_bytes(run: Run, framework: Framework) -> float:
 def optimizer_traffic_bytes(held: HeldParameters, run: Run, strategy: Strategy, framework: Framework) -> Number:
     """HBM bytes of one optimizer step of one rank [B].
 
-    Zero the gradients, read them for the norm, read and write master, moments, read gradient, write the 16-bit
-    parameter. A framework without a fused optimizer makes about three times the passes over the states.
+    Zero the gradients; cast 16-bit ones to fp32 for an fp32 master; with fp16's loss scaling, divide them by the scale
+    in place; read them for the norm and for the update; read and write master and moments; copy the master into the
+    16-bit parameter (NVIDIA/Megatron-LM v2.6 megatron/optimizer/optimizer.py: _copy_model_grads_to_main_grads,
+    _unscale_main_grads_and_check_for_nan, clip_grads, _copy_main_params_to_model_params; a kernel each). A compiler
+    fuses casts and scale into the update. A framework without a fused optimizer makes about three times the passes over
+    the states.
+
+    Mixed precision of fp16 with fp16 gradients, Adam: 2 + (2 + 4) + 8 + 8 + 24 + (4 + 2):
+
+    >>> from simulator.spec.run import Framework, Run
+    >>> held = HeldParameters(dense=1.0, expert=0.0, replicated=0.0, largest_segment=1.0)
+    >>> run, half = Run(global_batch=1, precision="fp16", optimizer="adam"), Framework(name="f", gradient_dtype="fp16")
+    >>> optimizer_traffic_bytes(held, run, Strategy(), half)
+    54.0
     """
     owned = owned_parameters(held, strategy) if strategy.zero >= 1 else held.total
-    gradient = gradient_bytes(run, framework)
+    gradient = main = gradient_bytes(run, framework)
+    again = parameter_bytes(run)
+    if not framework.compiled and stored_bytes(run, framework) < MASTER_BYTES:
+        main = MASTER_BYTES
+        again += MASTER_BYTES + (gradient + main if gradient < main else 0.0)
+    if not framework.compiled and run.precision == "fp16":
+        again += 2 * main
     states = 2 * (MOMENT_BYTES[run.optimizer] + MASTER_BYTES)
     passes = 1 if framework.fused_optimizer else 3
-    return held.total * gradient + owned * (2 * gradient + states * passes + parameter_bytes(run))
+    return held.total * gradient + owned * (2 * main + states * passes + again)

@@ -17,6 +17,7 @@ from simulator.parallel.setting import Setting
 from simulator.parallel.stage_cost import StageCost
 from simulator.parallel.states import (
     HeldParameters,
+    flattening_bytes,
     held_parameters,
     optimizer_traffic_bytes,
     owned_parameters,
@@ -92,12 +93,18 @@ def step_end(stages: Sequence[Stage], costs: Sequence[StageCost], setting: Setti
 
 
 def _copies_s(held: HeldParameters, sync: Synchronisation, setting: Setting) -> Number:
-    """Seconds of copying gradients into the buffer that is scattered once per step (ZeRO-1, deferred ZeRO-2)."""
-    once = any(collective.kind == "reduce_scatter" for collective in sync.reduce)
-    if not once or setting.framework.sharded_copies == "none":
+    """Seconds of copying gradients into what is reduced once per step, and back where they are tensors of their own."""
+    kinds = {collective.kind for collective in sync.reduce}
+    if not kinds or setting.framework.sharded_copies == "none":
         return 0.0
-    _, scattered = sharding_copy_bytes(held.total, setting.run, setting.framework)
-    result: Number = pointwise_time_s(setting.cluster.device, scattered, kernel="copy")
+    if "reduce_scatter" in kinds:
+        _, moved = sharding_copy_bytes(held.total, setting.run, setting.framework)
+    else:
+        moved = flattening_bytes(held.total, setting.run, setting.framework)
+    # One replica sends nothing and copies nothing.
+    alone = setting.strategy.dp * setting.strategy.cp == 1
+    seconds = pointwise_time_s(setting.cluster.device, moved, kernel="copy")
+    result: Number = np.where(alone, 0.0, seconds)[()]
     return result
 
 

@@ -73,7 +73,7 @@ class FrameworkFile(BaseModel):
     overlap_param_gather: bool
     zero_whole_tensors: bool = False
     defers_gradient_scatter: bool = False
-    sharded_copies: Literal["none", "gradients", "both"] = "none"
+    sharded_copies: Literal["none", "flattened", "gradients", "both"] = "none"
     overlap_tp_grad: bool
     overlap_tp: bool
     overlap_moe: bool
