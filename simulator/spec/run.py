@@ -50,10 +50,10 @@ class Framework:
     defers_gradient_scatter: bool = False
     """ZeRO-2: gradients are added up whole over micro-batches and scattered once per step, as under ZeRO-1."""
     sharded_copies: str = "none"
-    """What reducing and sharding copies besides what it sends: "gradients" (FSDP1: a layer's gradients are joined into one flat
-    tensor, which is then divided), "both" (FSDP2: gathered parameters are copied out into tensors, gradients into the
-    buffer that is scattered), "flattened" (an all-reduce flattens gradients, divides and copies them back) or "none"
-    (parameters and gradients are views of the buffers)."""
+    """What reducing and sharding copies besides what it sends: "gradients" (FSDP1: a layer's gradients are joined into
+    one flat tensor, which is then divided), "both" (FSDP2: gathered parameters are copied out into tensors, gradients
+    into the buffer that is scattered), "flattened" (an all-reduce flattens gradients, divides and copies them back) or
+    "none" (parameters and gradients are views of the buffers)."""
     overlap_tp_grad: bool = True
     """The tensor-parallel reduction of an input gradient runs beside the weight-gradient GEMM."""
     overlap_tp: bool = False
