@@ -79,26 +79,31 @@ class Job:
 
 GEMM_FREE = {
     "efficiency": (0.85, 0.3, 1.0), "tile_overhead": (20.0, 0.1, 200.0), "prologue_k": (120.0, 5.0, 600.0),
-    "wave_ramp": (0.9, 0.03, 1.0), "split_latency_s": (3e-6, 2e-7, 2e-5), "split_passes": (2.0, 0.3, 20.0),
-    "memory_efficiency": (0.82, 0.4, 0.97), "ramp_penalty": (0.15, 0.01, 1.0), "ramp_bytes": (8e7, 1e7, 4e8),
-    "overlap_power": (3.5, 1.5, 8.0), "latency_s": (3e-6, 1e-6, 1.2e-5), "throttle": (0.2, 0.01, 0.8),
-    "throttle_time_s": (2e-3, 2e-4, 2e-2),
+    "tile_waste": (0.5, 0.02, 1.0), "wave_waste": (0.3, 0.01, 1.0), "split_latency_s": (3e-6, 2e-7, 2e-5),
+    "split_passes": (2.0, 0.3, 20.0), "memory_efficiency": (0.82, 0.4, 0.97), "ramp_penalty": (0.15, 0.01, 1.0),
+    "ramp_bytes": (8e7, 1e7, 4e8), "overlap_power": (3.5, 1.5, 8.0), "latency_s": (3e-6, 1e-6, 1.2e-5),
+    "throttle": (0.2, 0.01, 0.8), "throttle_time_s": (1e-3, 2e-4, 2e-2), "throttle_power": (3.0, 1.0, 8.0),
 }  # fmt: skip
-GEMM_STARTS = ({}, {"wave_ramp": 0.05, "tile_overhead": 80.0}, {"tile_overhead": 3.0, "wave_ramp": 0.2})
+DRIFT = {"throttle_drift": (0.03, 1e-3, 0.3)}
+"""Of products only: few rows of the other tables are that long."""
+GEMM_STARTS = ({}, {"wave_waste": 0.9, "tile_waste": 0.9, "tile_overhead": 80.0}, {"tile_overhead": 3.0})
 TILE_CHOICES = ({"largest_tile": 128.0}, {"largest_tile": 256.0})
+NO_DRIFT = {"throttle_drift": 0.0}
 JOBS = (
-    Job("gemm", "gemm", GEMM_FREE, GEMM_STARTS, TILE_CHOICES),
+    Job("gemm", "gemm", {**GEMM_FREE, **DRIFT}, GEMM_STARTS, TILE_CHOICES),
     Job(
         "attention", "attention",
         {"efficiency": (0.7, 0.2, 1.0), "score_unit_s": (4e-11, 1e-12, 2e-10), "tail": (0.5, 0.02, 1.0),
          "softmax_overlap": (1.5, 1.0, 8.0), "memory_efficiency": (0.5, 0.1, 0.95), "latency_s": (1e-5, 2e-6, 4e-5),
-         "throttle": (0.1, 0.005, 0.8), "throttle_time_s": (3e-3, 2e-4, 2e-2)},
-        ({}, {"efficiency": 0.9}), ({"backward_rate": 0.85},),
+         "throttle": (0.1, 0.005, 0.8), "throttle_time_s": (1e-3, 2e-4, 2e-2),
+         "throttle_power": (3.0, 1.0, 8.0)},
+        ({}, {"efficiency": 0.9}), ({"backward_rate": 0.85, **NO_DRIFT},),
     ),
     Job(
         "grouped_gemm", "moe", {**GEMM_FREE, "ragged_tiles": (0.5, 0.05, 1.5), "latency_s": (1e-5, 1e-6, 6e-5),
          "prologue_k": (150.0, 5.0, 1500.0)},
-        ({}, {"tile_overhead": 3.0}, {"throttle": 0.02, "prologue_k": 60.0, "efficiency": 0.75}), TILE_CHOICES,
+        ({}, {"tile_overhead": 3.0}, {"throttle": 0.02, "prologue_k": 60.0, "efficiency": 0.75}),
+        tuple({**tile, **NO_DRIFT} for tile in TILE_CHOICES),
     ),
 )  # fmt: skip
 
@@ -164,15 +169,15 @@ def fit(job: Job, machine: Machine, dtype: str, kernels: KernelModel, rows: Any)
 
         for start in job.starts:
             first = np.log([start.get(name, job.free[name][0]) for name in names])
-            result = least_squares(residual, first, bounds=(low, high), loss="soft_l1", f_scale=0.02, diff_step=1e-3,
+            result = least_squares(residual, first, bounds=(low, high), loss="cauchy", f_scale=0.04, diff_step=1e-3,
                                    max_nfev=60)
             score = float(np.abs(residual(result.x)).mean())
             if best is None or score < best[0]:
                 best = score, constants(result.x)
     assert best is not None
     found = {name: float(f"{value:.4g}") for name, value in best[1].items()}
-    # A ramp of nearly a wave is no quantisation at all, and evaluates in half the time.
-    return {**found, "wave_ramp": 1.0} if found.get("wave_ramp", 0.0) > 0.9 else found
+    # Next to no quantisation is none, and evaluates in half the time.
+    return {**found, "wave_waste": 0.0} if found.get("wave_waste", 1.0) < 0.1 else found
 
 
 def with_known_softmax(job: Job, machine: Machine) -> Job:

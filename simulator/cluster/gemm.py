@@ -5,22 +5,30 @@ a heuristic). Each candidate's time never falls when m, n, k or batch grows, so 
 
 A candidate of rows x cols elements per tile, k split s ways, on a device of U units (streaming multiprocessors):
 
-    tiles = batch * ceil(m / rows) * ceil(n / cols) * s
-    waves = max(1, ceil(tiles / U)), the last wave's step softened to a ramp of width `wave_ramp` waves
+    tiles = batch * count(m / rows) * count(n / cols) * s
+    count(x) = max(1, x + tile_waste (ceil(x) - x))
+    filled = tiles / U
+    waves = max(1, filled + wave_waste (ceil(filled) - filled))
     cost  = rows cols (1 + tile_overhead (1/rows + 1/cols)), relative to the largest tile's cost per element
     math  = waves * 2 cost (k / s + prologue_k) / (efficiency peak / U)
     split = split_latency_s + split_passes * s * 4 m n bytes / bandwidth, when s > 1: partial sums in fp32
 
 `efficiency` is the largest tile's share of the datasheet peak, `tile_overhead` [elements] the cost of loading a tile's
-edges relative to multiplying its area, `prologue_k` the pipeline fill and epilogue in steps of k. Then, with the bytes
-of A, B and C moved once,
+edges relative to multiplying its area, `prologue_k` the pipeline fill and epilogue in steps of k. `tile_waste` and
+`wave_waste` are the shares of the last, partly filled tile and wave that are really lost: nearly all in a library of
+few tile shapes (A100: 1 and 0.9), less where tile heights come in steps of 8 and kernels are persistent, so that some
+other shape or schedule takes up the rest (H100: 0.4 and 0.3, B200: 0.6 and none). Each step of `ceil` is a ramp, of
+one row or column and of a twentieth of a wave. Then, with the bytes of A, B and C moved once,
 
     memory = (bytes + ramp_penalty * min(bytes, ramp_bytes)) / (memory_efficiency bandwidth)
     busy   = (min math^p + memory^p)^(1/p)
-    time   = latency_s + busy (1 + throttle busy / (busy + throttle_time_s))
+    late   = (busy / throttle_time_s)^q,  q = throttle_power
+    time   = latency_s + busy (1 + throttle late / (1 + late) + throttle_drift busy / (busy + 20 ms))
 
 Short transfers do not reach full bandwidth (`ramp_penalty`). `throttle` is measured: the same rate does not hold for
-kernels of milliseconds, because the power limit lowers the clock (H100 bf16: 780 TFLOP/s at 1 ms, 700 at 20 ms).
+kernels of milliseconds, because the power limit lowers the clock. It sets in at once: products that run for 0.5 ms do
+not feel it, those of 2 ms do (A100 9 %, H100 14 %, B200 11 %); `throttle_drift` is what those of 10 ms and longer
+lose besides (A100 2 %, H100 5 %, B200 2 %).
 
 Wave quantisation as in NVIDIA, "Matrix Multiplication Background User's Guide" (tile and wave quantisation); tile
 shapes of CUTLASS's and cuBLAS's default kernels.
@@ -37,10 +45,13 @@ from numpy.typing import NDArray
 from simulator.arch.operations import DTYPE_BYTES, Number
 from simulator.cluster.peaks import constants_for, peak_flops_per_s
 from simulator.spec.hardware import Device
+from simulator.spec.kernels import throttled_share
 
 TILES = ((256, 128), (128, 256), (128, 128), (128, 96), (96, 128), (128, 64), (64, 128), (128, 32), (32, 128))
 SPLITS = (1, 2, 3, 4, 6, 8)
 _SPLITS = np.array(SPLITS, dtype=np.float64).reshape(-1, 1, 1)
+_RAMP_WAVES = 0.05
+"""Width of a step of the waves, so that times are continuous."""
 _BLOCK = 512
 """Shapes evaluated together: candidates times this fits a core's cache."""
 
@@ -76,7 +87,7 @@ def _block_time_s(
 ) -> Array:
     m, n, k, batch = sizes
     rows, cols = candidate_tiles(c)
-    tiles = batch * ceil_ramp(m / rows, 1.0 / rows) * ceil_ramp(n / cols, 1.0 / cols)
+    tiles = batch * tile_count(m, rows, c["tile_waste"]) * tile_count(n, cols, c["tile_waste"])
     bandwidth = device.memory_bandwidth_bytes_per_s * c["memory_efficiency"]
     partial = c["split_passes"] * 4.0 * batch * m * n / bandwidth
     math = best_math_s(device, c, peak, tiles=tiles, k=k, partial_s=partial)
@@ -88,6 +99,14 @@ def candidate_tiles(c: Mapping[str, float]) -> tuple[Array, Array]:
     """Rows and columns of the candidate tiles no larger than `largest_tile`, as columns for broadcasting."""
     sides = np.array([tile for tile in TILES if max(tile) <= c["largest_tile"]], dtype=np.float64)
     return sides[:, :1], sides[:, 1:]
+
+
+def tile_count(size: Array, side: Array, waste: float) -> Array:
+    """Tiles of a side that cover a size: whole ones, and of the last one's empty part the share `waste`. At least 1."""
+    exact = size / side
+    if waste >= 1.0:
+        return ceil_ramp(exact, 1.0 / side)
+    return np.asarray(np.maximum(exact + waste * (ceil_ramp(exact, 1.0 / side) - exact), 1.0))
 
 
 def ceil_ramp(x: Array, width: Any) -> Array:
@@ -105,12 +124,14 @@ def best_math_s(
     edges = 1.0 + c["tile_overhead"] * (1.0 / rows + 1.0 / cols)
     per_k = 2.0 * rows * cols * (edges / edges.min()) * units / (c["efficiency"] * peak)
     depth = k / _SPLITS + c["prologue_k"]
-    if c["wave_ramp"] >= 1.0:
+    if not c["wave_waste"]:
         # waves = max(1, filled), multiplied out: a pass fewer over the largest arrays.
         math = (tiles * (per_k / units)) * (depth * _SPLITS)
         np.maximum(math, per_k * depth, out=math)
     else:
-        math = np.maximum(ceil_ramp(tiles * (_SPLITS / units), c["wave_ramp"]), 1.0) * (per_k * depth)
+        filled = tiles * (_SPLITS / units)
+        waves = filled + c["wave_waste"] * (ceil_ramp(filled, _RAMP_WAVES) - filled)
+        math = np.maximum(waves, 1.0) * (per_k * depth)
     splits = _SPLITS[:, 0]
     extra = np.where(splits > 1.0, c["split_latency_s"] + splits * partial_s, 0.0)
     return np.asarray((math.min(axis=1) + extra).min(axis=0))
@@ -126,7 +147,9 @@ def kernel_time_s(device: Device, c: Mapping[str, float], math_s: Array, moved_b
 
 def throttled_s(busy_s: Array, c: Mapping[str, float]) -> Array:
     """Seconds after the power limit lowered the clock of a long kernel; tends to (1 + throttle) times."""
-    return busy_s * (1.0 + c["throttle"] * busy_s / (busy_s + c["throttle_time_s"]))
+    if not c["throttle"]:
+        return busy_s
+    return np.asarray(busy_s * (1.0 + throttled_share(busy_s, c)))
 
 
 def smooth_max(a: Array, b: Array, power: float) -> Array:

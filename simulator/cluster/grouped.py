@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from simulator.arch.operations import Number
-from simulator.cluster.gemm import best_math_s, candidate_tiles, ceil_ramp, kernel_time_s, operand_bytes
+from simulator.cluster.gemm import best_math_s, candidate_tiles, kernel_time_s, operand_bytes, tile_count
 from simulator.cluster.peaks import constants_for, peak_flops_per_s
 from simulator.spec.hardware import Device
 
@@ -39,8 +39,8 @@ def grouped_gemm_time_s(
         row_tiles = held / rows + c["ragged_tiles"] * active
     else:
         active = np.minimum(count, held)
-        row_tiles = active * ceil_ramp(held / active / rows, 1.0 / rows)
-    tiles = row_tiles * ceil_ramp(columns / cols, 1.0 / cols)
+        row_tiles = active * tile_count(held / active, rows, c["tile_waste"])
+    tiles = row_tiles * tile_count(columns, cols, c["tile_waste"])
     partial = c["split_passes"] * 4.0 * held * columns / device.memory_bandwidth_bytes_per_s
     math = best_math_s(device, c, peak, tiles=tiles, k=inputs, partial_s=partial)
     width = operand_bytes(dtype)

@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-LONGEST_MEASURED_S = 20e-3
-"""Duration of the longest kernels in the measurements that most constants are fitted to."""
+LONGEST_MEASURED_S = 0.1
+"""Products of so long are in the measurements of all three devices, and slow down no further (A100's of 50 to 200 ms:
+12.5 % slower than short ones, H100's 18 to 20 %, B200's 14 %)."""
+DRIFT_TIME_S = 20e-3
+"""Half of the drift is there after so long; the fitted products of 10 to 200 ms agree with it to 1 % (A100)."""
 
 
 Curve = tuple[tuple[float, float], ...]
@@ -45,7 +48,7 @@ class KernelModel:
     def cold(self) -> KernelModel:
         """The constants of kernels too short for the power limit to act on."""
         constants = {
-            family: {**values, "throttle": 0.0} if "throttle" in values else values
+            family: {**values, "throttle": 0.0, "throttle_drift": 0.0} if "throttle" in values else values
             for family, values in self.constants.items()
         }
         return replace(self, constants=constants)
@@ -54,30 +57,34 @@ class KernelModel:
 def sustained_slowdown(constants: Mapping[str, float], tdp_watts: float = 0.0, measured_watts: float = 0.0) -> float:
     """Factor by which the power limit lengthens matrix kernels that run on and on.
 
-    On the measured device: what its longest kernels, of some 20 ms, were measured to lose; nothing is extrapolated
+    On the measured device: what its longest kernels, of 0.1 s, were measured to lose; nothing is extrapolated
     beyond them. A sibling with another power limit holds another clock: dynamic power grows with f V^2, about f^3, so
     the clock goes with the cube root of the limit (Chandrakasan 1992, "Low-Power CMOS Digital Design").
 
-    >>> constants = {"throttle": 0.2, "throttle_time_s": 0.005, "throttle_power": 1.0}
-    >>> round(sustained_slowdown(constants), 6), round(sustained_slowdown(constants, 800.0, 700.0), 4)
-    (1.16, 1.1095)
+    >>> constants = {"throttle": 0.1, "throttle_time_s": 1e-3, "throttle_power": 4.0, "throttle_drift": 0.06}
+    >>> round(sustained_slowdown(constants), 4), round(sustained_slowdown(constants, 800.0, 700.0), 4)
+    (1.15, 1.0999)
     """
     if not constants.get("throttle"):
         return 1.0
-    slower = 1.0 + constants["throttle"] * float(throttled_share(LONGEST_MEASURED_S, constants))
+    slower = 1.0 + float(throttled_share(LONGEST_MEASURED_S, constants))
     if tdp_watts and measured_watts:
         slower *= float((measured_watts / tdp_watts) ** (1.0 / 3.0))
     return max(slower, 1.0)
 
 
 def throttled_share(busy_s: Any, constants: Mapping[str, float]) -> Any:
-    """How much of the full throttling a kernel of some duration feels, 0 to 1. Broadcasts.
+    """What a kernel of some duration loses to the power limit, relative to its time. Broadcasts.
 
-    >>> [round(throttled_share(t, {"throttle_time_s": 1e-3, "throttle_power": 4.0}), 3) for t in (5e-4, 1e-3, 2e-3)]
-    [0.059, 0.5, 0.941]
+    `throttle` after about `throttle_time_s`, and `throttle_drift` more over tens of milliseconds.
+
+    >>> constants = {"throttle": 0.1, "throttle_time_s": 1e-3, "throttle_power": 4.0, "throttle_drift": 0.02}
+    >>> [round(throttled_share(time, constants), 3) for time in (5e-4, 1e-3, 2e-3, 2e-2)]
+    [0.006, 0.051, 0.096, 0.11]
     """
     late = (busy_s / constants["throttle_time_s"]) ** constants["throttle_power"]
-    return late / (1.0 + late)
+    drift = constants["throttle_drift"] * busy_s / (busy_s + DRIFT_TIME_S)
+    return constants["throttle"] * late / (1.0 + late) + drift
 
 
 def kernel_model_for(generation: str, device_name: str, calibrations: Mapping[str, KernelModel]) -> KernelModel:
@@ -128,7 +135,7 @@ def assumed_model(generation: str) -> KernelModel:
     efficiency, evidence = _EVIDENCE.get(
         generation, (0.70, "no measurement of this generation; 70 % of the matrix peak assumed")
     )
-    unthrottled = {"throttle": 0.0, "throttle_time_s": 1.0e-3, "throttle_power": 1.0}
+    unthrottled = {"throttle": 0.0, "throttle_time_s": 1.0e-3, "throttle_power": 1.0, "throttle_drift": 0.0}
     gemm = {
         "largest_tile": 128.0, "efficiency": efficiency, "tile_overhead": 10.0, "prologue_k": 150.0, "tile_waste": 1.0,
         "wave_waste": 0.0, "split_latency_s": 5.0e-6, "split_passes": 2.0, "memory_efficiency": 0.80,

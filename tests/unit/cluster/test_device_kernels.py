@@ -26,11 +26,15 @@ def brute_force_gemm_s(device, m, n, k, batch):
     cost = {t: 1 + c["tile_overhead"] * (1 / t[0] + 1 / t[1]) for t in tiles}
     bandwidth = device.memory_bandwidth_bytes_per_s * c["memory_efficiency"]
     best = float("inf")
+    def covered(exact, ramp, waste):
+        """Whole tiles or waves, with the share `waste` of the last one's empty part; each step rises over `ramp`."""
+        step = min((exact - int(exact)) / ramp, 1.0)
+        return max(1.0, exact + waste * (int(exact) + step - exact))
+
     for rows, cols in tiles:
+        down, across = (covered(x / side, 1 / side, c["tile_waste"]) for x, side in ((m, rows), (n, cols)))
         for split in SPLITS:
-            filled = batch * -(-m // rows) * -(-n // cols) * split / units
-            whole = int(filled)
-            waves = max(1.0, whole + min((filled - whole) / c["wave_ramp"], 1.0))
+            waves = covered(batch * down * across * split / units, 0.05, c["wave_waste"])
             flops = 2 * rows * cols * cost[rows, cols] / min(cost.values()) * (k / split + c["prologue_k"])
             seconds = waves * flops / (c["efficiency"] * peak / units)
             if split > 1:
@@ -39,7 +43,9 @@ def brute_force_gemm_s(device, m, n, k, batch):
     moved = 2 * batch * (m * k + k * n + m * n)
     memory = (moved + c["ramp_penalty"] * min(moved, c["ramp_bytes"])) / bandwidth
     busy = (best ** c["overlap_power"] + memory ** c["overlap_power"]) ** (1 / c["overlap_power"])
-    return c["latency_s"] + busy * (1 + c["throttle"] * busy / (busy + c["throttle_time_s"]))
+    late = (busy / c["throttle_time_s"]) ** c["throttle_power"]
+    drift = c["throttle_drift"] * busy / (busy + 20e-3)
+    return c["latency_s"] + busy * (1 + c["throttle"] * late / (1 + late) + drift)
 
 
 @pytest.mark.parametrize("name", MEASURED)

@@ -29,10 +29,13 @@ def test_every_device_has_every_constant_that_its_formulas_read(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "mean"), [("a100-sxm-80gb", 0.07), ("h100-sxm-80gb", 0.07), ("b200-sxm-180gb", 0.07)]
+    ("name", "median"), [("a100-sxm-80gb", 0.04), ("h100-sxm-80gb", 0.04), ("b200-sxm-180gb", 0.046)]
 )
-def test_residuals_of_the_fit_are_within_the_aims(name, mean):
+def test_residuals_of_the_fit_are_within_the_aims(name, median):
+    """B200's library picks kernels that differ by 7.7 % (median) between m and m + 1: no formula can follow them."""
     residuals = load_device(name).kernels.residuals
-    assert residuals["gemm.bf16"]["mean"] <= mean
+    assert residuals["gemm.bf16"]["mean"] <= 0.07
+    assert residuals["gemm.bf16"]["median"] <= median
     assert residuals["attention.bf16"]["mean"] <= 0.12
+    assert residuals["grouped_gemm.bf16"]["mean"] <= 0.15
     assert residuals["gemm.bf16"]["rows"] > 6000
