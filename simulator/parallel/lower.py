@@ -123,11 +123,15 @@ def lower(model: ModelSpec, run: Run, strategy: Strategy, framework: Framework) 
     pieces = pieces_of(model, run, strategy, framework)
     split = layers_of_stages(pieces.layers, strategy.stages, strategy.layers_per_stage)
     boundaries = boundary_bytes(model, pieces.shards, pieces.kernels, split)
+    parts: dict[tuple[int, ...], tuple[tuple[Segment, int], ...]] = {}
+    stages = []
+    for index, held in enumerate(deal(pieces, split)):
+        key = tuple(map(id, held))
+        if key not in parts:
+            parts[key] = _runs(held)
+        stages.append(Stage(index=index, parts=parts[key], boundary_bytes=boundaries[index]))
     return Program(
-        stages=tuple(
-            Stage(index=index, parts=_runs(held), boundary_bytes=boundaries[index])
-            for index, held in enumerate(deal(pieces, split))
-        ),
+        stages=tuple(stages),
         segments=pieces.distinct,
         kernels=pieces.kernels,
         shard=pieces.shards[0],

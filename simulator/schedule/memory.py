@@ -98,32 +98,41 @@ def memory_peaks(timeline: Timeline, footprint: Footprint) -> MemoryPeaks:
     """
     order = timeline.order
     made, kept, working = _changes(timeline, footprint)
-    gradient = np.zeros(order.tasks)
-    gradient[_first_backward(timeline)] += per_stage(footprint.gradient_bytes, order.stages, "gradient_bytes")[
-        order.model_stage
-    ]
     first = order.rank_start[:-1]
-    left, grown = np.cumsum(made + kept), np.cumsum(gradient)
-    before = np.concatenate([[0.0], left])
-    counts = np.diff(order.rank_start)
-    base = np.repeat(before[first], counts)
-    grown = grown - np.repeat(np.concatenate([[0.0], grown])[first], counts)
+    before = np.zeros(order.tasks)
+    np.cumsum((made + kept)[:-1], out=before[1:])
+    grown = _gradients_so_far(timeline, footprint)
+    held = before + (made + working) + grown
     pairs = np.flatnonzero(order.paired)
-    during, beside = before[:-1] - base + made, working.copy()
-    during[pairs] += made[pairs + 1]
-    grown[pairs] = grown[pairs + 1]
-    beside[pairs] += working[pairs + 1]
-    held = during + grown + beside
+    held[pairs] += made[pairs + 1] + working[pairs + 1] + (grown[pairs + 1] - grown[pairs])
     held[pairs + 1] = -np.inf
     at = np.array([start + int(np.argmax(held[start:stop]))
                    for start, stop in zip(first, order.rank_start[1:], strict=True)])  # fmt: skip
+    paired = order.paired[at]
+    beside = at + paired
+    activations = before[at] - before[first] + made[at] + paired * made[beside]
+    at_work = working[at] + paired * working[beside]
     return MemoryPeaks(
-        peak_bytes=held[at] + per_stage(footprint.static_bytes, order.pp, "static_bytes"),
+        peak_bytes=activations + grown[beside] + at_work + per_stage(footprint.static_bytes, order.pp, "static_bytes"),
         time_s=timeline.start_s[at],
-        activation_bytes=during[at],
-        gradient_bytes=grown[at],
-        working_bytes=beside[at],
+        activation_bytes=activations,
+        gradient_bytes=grown[beside],
+        working_bytes=at_work,
     )
+
+
+def _gradients_so_far(timeline: Timeline, footprint: Footprint) -> Floats:
+    """By task: gradient bytes that its rank has allocated up to it."""
+    order = timeline.order
+    opened = np.zeros(order.tasks)
+    if not np.any(footprint.gradient_bytes):
+        return opened
+    opened[_first_backward(timeline)] += per_stage(footprint.gradient_bytes, order.stages, "gradient_bytes")[
+        order.model_stage
+    ]
+    total, first = np.cumsum(opened), order.rank_start[:-1]
+    grown: Floats = total - np.repeat(total[first] - opened[first], np.diff(order.rank_start))
+    return grown
 
 
 def _changes(timeline: Timeline, footprint: Footprint) -> tuple[Floats, Floats, Floats]:

@@ -61,7 +61,6 @@ class _State:
     arrival: list[float]
     """First `now` and the stages' parameters, then one entry per node."""
     end: list[float] = field(default_factory=list)
-    sent: list[float] = field(default_factory=list)
     start: list[float] = field(default_factory=list)
     launched: list[float] = field(default_factory=list)
 
@@ -104,9 +103,9 @@ def run_nodes(graph: Wiring, work: Work, ranks: int, begin: Sequence[float], *, 
     arrived = _expanded(state.arrival[len(begin) :], jumps)
     if loop is _plain:
         return Times(end=arrived, sent=arrived, arrived=arrived, start=np.zeros(0), launched=np.zeros(0))
-    end, sent, start, launched = (
-        _expanded(values, jumps) for values in (state.end, state.sent, state.start, state.launched)
-    )
+    end, start, launched = (_expanded(values, jumps) for values in (state.end, state.start, state.launched))
+    # What the sum has rounded off must not let an output leave before it is there.
+    sent = np.maximum(arrived - (work.sends + work.lates), end)
     return Times(end=end, sent=sent, arrived=arrived, start=start, launched=launched)
 
 
@@ -179,7 +178,7 @@ def _skip(state: _State, zone: Zone, jump: _Jump, before: Sequence[list[float]])
     last = (np.array(state.arrival[-jump.period :]) + steps[:, None]).ravel()[periods * jump.period - read :]
     state.arrival += [0.0] * (nodes - read)
     state.arrival += last.tolist()
-    for outputs in (state.end, state.sent, state.start, state.launched):
+    for outputs in (state.end, state.start, state.launched):
         if outputs:
             outputs.extend([0.0] * nodes)
 
@@ -219,7 +218,7 @@ def _plain(state: _State, graph: Wiring, work: Work, first: int, stop: int) -> N
 
 def _with_sends(state: _State, graph: Wiring, work: Work, first: int, stop: int) -> None:
     free, port, arrival, blocking = state.free, state.port, state.arrival, work.blocking
-    append, ended, leaves = arrival.append, state.end.append, state.sent.append
+    append, ended = arrival.append, state.end.append
     seconds_of, sends, lates = (part[first:stop].tolist() for part in (work.seconds, work.sends, work.lates))
     rows = zip(graph.rank[first:stop], graph.after[first:stop], seconds_of, sends, lates, strict=True)
     for rank, after, seconds, send, late in rows:
@@ -234,12 +233,10 @@ def _with_sends(state: _State, graph: Wiring, work: Work, first: int, stop: int)
             ready = port[rank]
             if time < ready:  # noqa: PLR1730
                 time = ready
-            leaves(time)
             time += send
             port[rank] = time + late if blocking else time
             append(time + late)
         else:
-            leaves(time)
             append(time)
 
 
@@ -258,7 +255,6 @@ def _with_host(state: _State, graph: Wiring, work: Work, first: int, stop: int) 
         free[rank] = time
         state.end.append(time)
         time = max(time, port[rank]) if send or late else time
-        state.sent.append(time)
         if send or late:
             time += send
             port[rank] = time + late if blocking else time
