@@ -63,11 +63,17 @@ def model_flops_per_sequence(model: ModelSpec, seq_len: int, target_seq_len: int
     return 3.0 * forward_flops_per_sequence(model, seq_len, target_seq_len, halve_causal=halve, router=router)
 
 
-@lru_cache(maxsize=256)
 def forward_flops_per_sequence(
     model: ModelSpec, seq_len: int, target_seq_len: int = 0, *, halve_causal: bool = False, router: bool = True
 ) -> float:
     """Forward matmul FLOPs of one sequence: every layer, both ends (a narrow token table's projection too)."""
+    return _forward_flops(model, seq_len, target_seq_len, halve_causal=halve_causal, router=router)
+
+
+@lru_cache(maxsize=256)
+def _forward_flops(
+    model: ModelSpec, seq_len: int, target_seq_len: int, *, halve_causal: bool, router: bool
+) -> float:
     lengths = (seq_len, target_seq_len or seq_len)
     total = 0.0
     for index, stack in enumerate(model.stacks):
