@@ -37,13 +37,13 @@ def load(text: str, *, path: str = "config.json") -> tuple[str, tuple[str, ...]]
     """
     said = said_in_json(text, path)
     config = config_of(said)
-    tables = _tables(config)
+    tables, dropout = _tables(config), _dropout(config)
     silent = {"torch_dtype", "dtype", "transformers_version", "use_cache", "_name_or_path", "initializer_range"}
     notes = said.finish(_costly(said), silent=lambda key: key in silent or key.endswith(("_id", "_eps", "_epsilon")))
     if config.taken:
         shown = ", ".join(f"{key} = {value}" for key, value in config.taken.items())
         notes.insert(0, f"not said, taken from {config.family.model} of transformers {VERSION}: {shown}.")
-    written = model_toml(f"{said.get('model_type')}, imported", tables)
+    written = model_toml(f"{said.get('model_type')}, imported", tables, dropout)
     _spec(written, path)
     return written, tuple(notes)
 
@@ -78,6 +78,22 @@ def _tables(config: Config) -> dict[str, dict[str, Any]]:
     if family.windows:
         tables["attention"] |= windows(config, tables["dims"].get("layers", 0))
     return {name: table for name, table in tables.items() if table}
+
+
+def _dropout(config: Config) -> float:
+    """The dropout of residuals; that of attention is taken as the same, as our models have one."""
+    keys = config.family.dropouts or ("attention_dropout",)
+    found = [float(config.said.number(key) or 0.0) if key in config.said.entries else float(config.value(key) or 0.0)
+             for key in keys]  # fmt: skip
+    for key, share in zip(keys, found, strict=True):
+        if not 0 <= share < 1:
+            config.said.bad(key, f"{share:g} is no probability of dropping.")
+            return 0.0
+    if found[0] and not config.family.dropouts:
+        config.said.bad(keys[0], f"{found[0]:g}: dropout of attention alone is not modelled.")
+    if found[-1] != found[0]:
+        config.taken[keys[-1]] = f"{found[0]:g}, that of {keys[0]}"
+    return found[0]
 
 
 def _dims(config: Config, hidden: int) -> dict[str, Any]:
@@ -215,9 +231,9 @@ def _head(config: Config) -> dict[str, Any]:
     return found | ({"mtp_layers": layers} if layers else {})
 
 
-def model_toml(title: str, tables: Mapping[str, Mapping[str, Any]]) -> str:
+def model_toml(title: str, tables: Mapping[str, Mapping[str, Any]], dropout: float = 0.0) -> str:
     """A model file of some tables, with its sources."""
-    lines = [settings_toml({"title": title, "family": "Imported"})]
+    lines = [settings_toml({"title": title, "family": "Imported", "dropout": dropout})]
     for name, table in tables.items():
         lines += [f"[{name}]", settings_toml(table)]
     lines += ["[published]", 'explanation = "Imported: no published count was read."', "", "[sources]"]

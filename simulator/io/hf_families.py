@@ -56,6 +56,8 @@ class Family:
     experts: str = ""
     """How a mixture is said: "mixtral", "qwen", "deepseek", "gpt-oss", "llama4" or "switch"."""
     latent: bool = False
+    dropouts: tuple[str, ...] = ()
+    """The keys of the dropout of residuals and of attention; without them only `attention_dropout` exists, 0."""
 
 
 def _dense(model: str, *, vocab: int, ffn: int, context: int, **options: Any) -> Family:
@@ -146,28 +148,35 @@ FAMILIES: Mapping[str, Family] = {
                                     "no_rope_layer_interval": 4}),
     "gpt2": Family(model="GPT2LMHeadModel", keys=_GPT2_KEYS, norm="layernorm", gated=False, qkv_bias=True,
                    out_bias=True, mlp_bias=True, rotary="learned",
+                   dropouts=("resid_pdrop", "attn_pdrop"),
                    defaults={"vocab_size": 50257, "n_positions": 1024, "activation_function": "gelu_new",
-                             "tie_word_embeddings": True}),
+                             "resid_pdrop": 0.1, "attn_pdrop": 0.1, "tie_word_embeddings": True}),
     "opt": Family(model="OPTForCausalLM", keys=_OPT_KEYS, norm="layernorm", gated=False, qkv_bias="enable_bias",
                   out_bias="enable_bias", mlp_bias="enable_bias", rotary="learned",
-                  defaults={"vocab_size": 50272, "ffn_dim": 3072, "max_position_embeddings": 2048, "enable_bias": True,
+                  dropouts=("dropout", "attention_dropout"),
+                  defaults={"dropout": 0.1, "vocab_size": 50272, "ffn_dim": 3072,
+                            "max_position_embeddings": 2048, "enable_bias": True,
                             "activation_function": "relu", "tie_word_embeddings": True}),
     "bloom": Family(model="BloomForCausalLM", keys=_BLOOM_KEYS, norm="layernorm", gated=False, qkv_bias=True,
                     out_bias=True, mlp_bias=True, rotary="none",
+                    dropouts=("hidden_dropout", "attention_dropout"),
                     defaults={"vocab_size": 250880, "hidden_act": "gelu", "seq_length": 2048,
                               "tie_word_embeddings": True}),
     "bert": Family(model="BertForPreTraining", architecture="encoder", norm="layernorm", gated=False, qkv_bias=True,
                    out_bias=True, mlp_bias=True, rotary="learned",
                    keys={**STANDARD, "kv_heads": "num_attention_heads"},
-                   defaults={"vocab_size": 30522, "intermediate_size": 3072, "max_position_embeddings": 512,
+                   dropouts=("hidden_dropout_prob", "attention_probs_dropout_prob"),
+                   defaults={"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "vocab_size": 30522,
+                             "intermediate_size": 3072, "max_position_embeddings": 512,
                              "hidden_act": "gelu", "type_vocab_size": 2, "tie_word_embeddings": True}),
     "t5": Family(model="T5ForConditionalGeneration", architecture="encoder-decoder", keys=_T5_KEYS, gated=False,
-                 rotary="none", defaults={**_T5, "vocab_size": 32128, "d_ff": 2048}),
+                 rotary="none", dropouts=("dropout_rate",), defaults={**_T5, "vocab_size": 32128, "d_ff": 2048}),
     "mt5": Family(model="MT5ForConditionalGeneration", architecture="encoder-decoder", keys=_T5_KEYS, gated=False,
-                  rotary="none",
+                  rotary="none", dropouts=("dropout_rate",),
                   defaults={**_T5, "vocab_size": 250112, "d_ff": 1024, "feed_forward_proj": "gated-gelu"}),
     "switch_transformers": Family(model="SwitchTransformersForConditionalGeneration", architecture="encoder-decoder",
                                   keys=_T5_KEYS, gated=False, rotary="none", experts="switch",
+                                  dropouts=("dropout_rate",),
                                   defaults={**_T5, "vocab_size": 32128, "d_ff": 2048, "num_experts": 8,
                                             "num_sparse_encoder_layers": 3, "num_sparse_decoder_layers": 3}),
 }  # fmt: skip

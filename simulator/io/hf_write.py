@@ -59,7 +59,7 @@ def _named(kind: str, model: ModelSpec) -> bool:
 
 def _differences(model: ModelSpec, read: ModelSpec) -> tuple[str, ...]:
     """What of a model's structure another does not have. A capacity factor is a training choice, not the file's."""
-    same = ("hidden", "embedding", "head", "norm", "norm_bias")
+    same = ("hidden", "embedding", "head", "norm", "norm_bias", "dropout")
     lost = [name for name in same if getattr(model, name) != getattr(read, name)]
     ours, theirs = ([_plain(layer) for stack in spec.stacks for layer in _layers(stack.runs)] for spec in (model, read))
     if [s.role for s in model.stacks] != [s.role for s in read.stacks] or len(ours) != len(theirs):
@@ -101,6 +101,7 @@ def _config(kind: str, model: ModelSpec) -> dict[str, Any]:
         config["num_key_value_heads"] = attention.kv_heads
     biases = {family.qkv_bias: attention.qkv_bias, family.out_bias: attention.out_bias, family.mlp_bias: block.bias}
     config |= {key: value for key, value in biases.items() if isinstance(key, str)}
+    config |= dict.fromkeys(family.dropouts, model.dropout)
     config |= _attention(family, model, attention, layers)
     if mixture is not None:
         config |= _experts(family, layers)

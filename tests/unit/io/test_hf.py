@@ -78,6 +78,7 @@ def test_a_known_models_file_gives_the_catalogues_model_and_transformers_count(n
     model, ours = hf.model_of(json.dumps(KNOWN[name])), load_model(name)
     assert parameters(model).total == parameters(ours).total == built(KNOWN[name])
     assert parameters(model).active == parameters(ours).active
+    assert model.dropout == ours.dropout or name == "switch-base-8"
 
 
 @pytest.mark.parametrize("name", ["llama3.1-8b", "deepseek-v2-lite", "gemma3-4b", "gpt-oss-20b", "qwen3-30b-a3b"])
@@ -102,7 +103,8 @@ def whole(model: Any) -> list[Any]:
                  for one, count in stack.runs]  # fmt: skip
         return [stack.role, stack.final_norm, *(one for one, count in plain for _ in range(count))]
 
-    return [model.hidden, model.embedding, model.head, model.norm, model.norm_bias, *map(layers, model.stacks)]
+    return [model.hidden, model.dropout, model.embedding, model.head, model.norm, model.norm_bias,
+            *map(layers, model.stacks)]  # fmt: skip
 
 
 WITHOUT = ("alpa-", "deepseekmoe", "glam-", "gpt3-13b-printed", "gpt3-xl-printed", "grok1", "gshard", "moe-", "palm-",
@@ -161,6 +163,8 @@ def test_every_problem_of_a_bad_file_is_told_at_its_line() -> None:
     ("config", "said"),
     [
         ({"model_type": "mamba"}, "not modelled"),
+        ({"model_type": "llama", **LLAMA, "attention_dropout": 0.1}, "attention alone"),
+        ({"model_type": "bert", **LLAMA, "hidden_dropout_prob": 1.5}, "no probability"),
         ({}, "not modelled"),
         ({"model_type": "llama", **LLAMA, "num_key_value_heads": 5}, "does not divide"),
         ({"model_type": "gpt2", "n_embd": 100, "n_layer": 2, "n_head": 3}, "no multiple"),
