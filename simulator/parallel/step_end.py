@@ -41,6 +41,8 @@ class StepEnd:
     """Reduction beside the last backward."""
     gather_hidden_s: Number
     """Gathering beside the next step's first forward."""
+    reduce_count: Number = 1
+    """How many collectives the reduction consists of: its buckets."""
 
     @property
     def hidden_s(self) -> Number:
@@ -56,7 +58,8 @@ def slowest_end(ends: Sequence[StepEnd]) -> StepEnd:
     reduce, update, gather = (
         max(ends, key=lambda end: float(getattr(end, part))) for part in ("reduce_s", "optimizer_s", "gather_s")
     )
-    return StepEnd(reduce_s=reduce.reduce_s, reduce_hidden_s=reduce.reduce_hidden_s, optimizer_s=update.optimizer_s,
+    return StepEnd(reduce_s=reduce.reduce_s, reduce_hidden_s=reduce.reduce_hidden_s,
+                   reduce_count=reduce.reduce_count, optimizer_s=update.optimizer_s,
                    gather_s=gather.gather_s, gather_hidden_s=gather.gather_hidden_s)  # fmt: skip
 
 
@@ -71,8 +74,9 @@ def step_end(stages: Sequence[Stage], costs: Sequence[StageCost], setting: Setti
     sync = synchronisation(held, setting.run, setting.strategy, setting.framework)
     backward = sum(c.input_grad.total_s + c.recompute.total_s + c.weight_grad.total_s for c in costs)
     forward = sum(c.forward.total_s for c in costs)
-    reduce_s, reduce_hidden = _bucketed(sync.reduce, backward, setting, overlapped=setting.overlaps_grad_reduce)
-    gather_s, gather_hidden = _bucketed(sync.gather, forward, setting, overlapped=setting.overlaps_param_gather)
+    beside, ahead = setting.overlaps_grad_reduce, setting.overlaps_param_gather
+    reduce_s, reduce_hidden, buckets = _bucketed(sync.reduce, backward, setting, overlapped=beside)
+    gather_s, gather_hidden, _ = _bucketed(sync.gather, forward, setting, overlapped=ahead)
     tensor_s = sum(_seconds(c, setting) for c in sync.tensor)
     update_s = optimizer_s(held, setting)
     if setting.strategy.offload != "none":
@@ -89,6 +93,7 @@ def step_end(stages: Sequence[Stage], costs: Sequence[StageCost], setting: Setti
         gather_s=gather_s,
         reduce_hidden_s=reduce_hidden,
         gather_hidden_s=gather_hidden,
+        reduce_count=buckets,
     )
 
 
@@ -116,20 +121,22 @@ def _seconds(collective: Collective, setting: Setting) -> Number:
 
 def _bucketed(
     collectives: tuple[Collective, ...], cover_s: Number, setting: Setting, *, overlapped: bool
-) -> tuple[Number, Number]:
-    """(exposed, hidden) seconds of step-end collectives."""
+) -> tuple[Number, Number, Number]:
+    """(exposed, hidden) seconds of step-end collectives, and how many they are."""
     total: Number = 0.0
     last: Number = 0.0
+    count: Number = 0
     for collective in collectives:
         buckets = _buckets(collective, setting)
         part = Collective(kind=collective.kind, axis=collective.axis, bytes=collective.bytes / buckets)
         each = _seconds(part, setting)
         total = total + buckets * each
         last = last + each
+        count = count + buckets
     if not overlapped:
-        return total, 0.0 * total
+        return total, 0.0 * total, count
     shown = last + exposed_s(total - last, cover_s)
-    return shown, total - shown
+    return shown, total - shown, count
 
 
 def _buckets(collective: Collective, setting: Setting) -> Number:

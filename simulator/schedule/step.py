@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from simulator.parallel.step_end import StepEnd
 from simulator.schedule.timeline import Columns, Timeline
+
+MOST_BUCKETS = 256
+"""Drawn for a rank; more are drawn as so many."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -26,8 +30,8 @@ class Step:
 
         Adds stream "gradients" (kinds "reduce" and "gather") and, on "compute", "optimizer"; they belong to no stage
         and no micro-batch (-1). What of a reduction hides beside the last backward is drawn right before the rank's
-        last task ends; what of a gather hides beside the next step's first forward is drawn beside this one's, since
-        steps repeat.
+        last task ends, and all of it as equal buckets; what of a gather hides beside the next step's first forward is
+        drawn beside this one's, since steps repeat.
         """
         rows = [row for row in self._rows() if row[4] > row[3]]
         rank, stream, kind, start, end = zip(*rows, strict=True) if rows else ((),) * 5
@@ -45,9 +49,15 @@ class Step:
             reduced_s = done_s + float(end.reduce_s)
             updated_s = reduced_s + float(end.optimizer_s)
             yield rank, "gradients", "gather", opened_s, opened_s + float(end.gather_hidden_s)
-            yield rank, "gradients", "reduce", done_s - float(end.reduce_hidden_s), reduced_s
+            edges = np.linspace(done_s - float(end.reduce_hidden_s), reduced_s, _buckets(end) + 1).tolist()
+            for begins_s, ends_s in pairwise(edges):
+                yield rank, "gradients", "reduce", begins_s, ends_s
             yield rank, "compute", "optimizer", reduced_s, updated_s
             yield rank, "gradients", "gather", updated_s, updated_s + float(end.gather_s)
+
+
+def _buckets(end: StepEnd) -> int:
+    return max(1, min(round(float(end.reduce_count)), MOST_BUCKETS))
 
 
 _NUMBERS = ("rank", "stage", "micro_batch", "start_s", "end_s")

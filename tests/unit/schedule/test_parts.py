@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from simulator.errors import Infeasible, InputError
+from simulator.parallel.stage_cost import prefetched_s
+from simulator.parallel.timing import CHANNEL_SHARE
 from simulator.schedule.engine import Durations, Transfers, simulate
 from simulator.schedule.jitter import Jitter, jittered_steps
 from simulator.schedule.make import make_order
@@ -55,6 +57,18 @@ def test_fsdp_that_is_bound_by_its_wire():
 def test_fsdp_that_keeps_parameters_gathers_once():
     once, _ = fsdp(prefetch=0, reshard=False, micro_batches=3, reduce_each=False)
     assert once == pytest.approx(3 * 12 + 4 * 0.5 + 4 * 0.25, abs=0.76)
+
+
+@pytest.mark.parametrize("units", [1, 2, 5, 32])
+@pytest.mark.parametrize(("compute_s", "gather_s"), [(1.0, 0.25), (1.0, 1.0), (0.5, 2.0), (0.0, 1.0)])
+def test_the_estimates_prefetch_is_this_one_with_what_channels_displace(units, compute_s, gather_s):
+    # Forwards alone, parameters kept: what the small engine exposes, and at most what channels take from compute.
+    layers = Layers(
+        forward_s=[compute_s] * units, backward_s=[0.0] * units, gather_s=[gather_s] * units, reduce_s=[0.0] * units
+    )
+    _, exposed = fsdp_passes_s(layers, prefetch=1, reshard=False)
+    shown = prefetched_s(units * gather_s, units * compute_s, units)
+    assert exposed - 1e-12 <= shown <= exposed + CHANNEL_SHARE * units * gather_s + 1e-12
 
 
 def test_fsdp_needs_a_time_for_each_unit():

@@ -59,6 +59,14 @@ def test_what_hides_lies_beside_the_last_backward_and_the_first_forward() -> Non
     ]
 
 
+def test_a_reduction_is_drawn_bucket_by_bucket() -> None:
+    end = StepEnd(
+        reduce_s=0.5, optimizer_s=0.0, gather_s=0.0, reduce_hidden_s=1.5, gather_hidden_s=0.0, reduce_count=4
+    )
+    rows = added(Step(timeline=LINE, ends=(end, NOTHING)))
+    assert rows == [(0, "gradients", "reduce", 13.5 + 0.5 * i, 14.0 + 0.5 * i) for i in range(4)]
+
+
 @pytest.mark.parametrize("schedule", ["1f1b", "gpipe", "interleaved", "dualpipe", "chimera"])
 @pytest.mark.parametrize("zero", [0, 1, 3])
 def test_an_estimates_table_ends_when_its_step_does(schedule: str, zero: int) -> None:
