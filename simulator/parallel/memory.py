@@ -17,7 +17,7 @@ from simulator.arch.layer import Segment
 from simulator.arch.operations import DTYPE_BYTES, Gemm, GroupedGemm, Number, largest
 from simulator.cluster.elementwise import maximum, minimum, where
 from simulator.parallel.lower import Program, Stage
-from simulator.parallel.recompute import Policy, policy_of, saved_bytes
+from simulator.parallel.recompute import Policy, policy_of, recomputed_layers, saved_bytes
 from simulator.parallel.setting import Setting
 from simulator.parallel.states import held_parameters, optimizer_step_bytes, state_bytes
 from simulator.spec.run import Framework
@@ -94,11 +94,11 @@ def stage_activation_bytes(stage: Stage, strategy: Strategy, memories: Mapping[s
 
     With partial full recomputation the first `recompute_layers` layers keep only their input.
     """
-    left = strategy.recompute_layers or stage.layers
+    left = recomputed_layers(strategy, stage.layers)
     total: Number = 0.0
     for segment, count in stage.parts:
         recomputed = minimum(count, left) if segment.recomputable else count
-        left -= recomputed if segment.recomputable else 0
+        left = left - (recomputed if segment.recomputable else 0)
         memory = memories[segment.name]
         total = total + recomputed * memory.saved_bytes + (count - recomputed) * memory.plain_bytes
     return total
@@ -108,14 +108,14 @@ def stage_memory(stage: Stage, setting: Setting, memories: Mapping[str, SegmentM
     """Bytes of one micro-batch in a stage: kept, and beside that at the worst moment of its forward and backward."""
     held = [(memories[segment.name], count) for segment, count in stage.parts]
     return StageMemory(
-        activation_bytes=_kept_bytes(stage, setting, memories),
+        activation_bytes=kept_bytes(stage, setting, memories),
         late_bytes=sum(count * memory.late_bytes for memory, count in held),
         forward_bytes=largest(where(count > 0, memory.largest_bytes, 0.0) for memory, count in held),
         backward_bytes=_backward_bytes(stage, memories),
     )
 
 
-def _kept_bytes(stage: Stage, setting: Setting, memories: Mapping[str, SegmentMemory]) -> Number:
+def kept_bytes(stage: Stage, setting: Setting, memories: Mapping[str, SegmentMemory]) -> Number:
     """What a micro-batch leaves in a stage, its output included where the software keeps that."""
     kept = stage_activation_bytes(stage, setting.strategy, memories)
     return kept + stage.boundary_bytes if setting.framework.keeps_stage_outputs else kept
@@ -148,7 +148,7 @@ def rank_memory(
     """
     parts = static_bytes(stages, boundary_bytes, setting)
     parts["activations"] = sum(
-        count * _kept_bytes(stage, setting, memories)
+        count * kept_bytes(stage, setting, memories)
         for stage, count in zip(stages, in_flight, strict=True)
     )
     parts["working_set"] = working_set_bytes(stages, memories)

@@ -7,6 +7,9 @@ modules produce inside their borders (Korthikanti 2022 sec. 5; Megatron-Core `--
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
 
 from simulator.arch.layer import Segment
 from simulator.arch.operations import Number, Operation, Saved
@@ -34,6 +37,14 @@ def policy_of(strategy: Strategy) -> Policy:
     if strategy.recompute == "modules":
         return Policy(modules=frozenset(strategy.recompute_modules))
     return Policy()
+
+
+def recomputed_layers(strategy: Strategy, layers: Number) -> Number:
+    """How many of a stage's layers full recomputation runs again, if it holds as many: all where none are named."""
+    named = cast("Number", strategy.recompute_layers)
+    if isinstance(named, np.ndarray):
+        return np.where(named > 0, named, layers)
+    return named or layers
 
 
 def saved_tensors(segment: Segment, policy: Policy) -> tuple[Saved, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +15,7 @@ from simulator.arch.operations import Number, Operation, Weight
 from simulator.parallel.lower import Stage
 from simulator.parallel.memory import (
     SegmentMemory,
+    kept_bytes,
     overhead_bytes,
     stage_memory,
     static_bytes,
@@ -88,8 +90,9 @@ class Block:
         parts = tuple((self.segments[name], count) for name, count in counts.items())
         return Stage(index=0, parts=parts, boundary_bytes=np.where(counts["head"] > 0, 0.0, self.boundary_bytes))
 
-    def memory_bytes(self, recompute: str, zero: int, schedule: str) -> Floats:
-        """Bytes that the fullest rank holds at least, when it holds most micro-batches [B].
+    def memory_bytes(self, recompute: str, zero: int, schedule: str, layers: Ints | None = None) -> Floats:
+        """Bytes that the fullest rank holds at least, when it holds most micro-batches [B]. Full recomputation runs
+        `layers` of each stage again, all where none are given.
 
         Exact where a rank's stages are alike and the backward is one task. Otherwise each micro-batch counts with the
         smallest of the rank's stages, and with what a split backward leaves if that is less.
@@ -97,6 +100,8 @@ class Block:
         if zero not in self._states:
             self._states[zero] = self._state_bytes(zero)
         kept, late, forward, backward = self._held(recompute)
+        if layers is not None:
+            kept = self._kept_with(layers)
         in_flight = peak_in_flight(
             schedule, pp=self.columns["pp"], micro_batches=self.micro_batches,
             rank=self.ranks[:, _FULLEST.get(schedule, 0)], vp=self.columns["vp"],
@@ -111,12 +116,6 @@ class Block:
             allocated = np.maximum(somewhere, (static + step).max(axis=0))
         else:
             allocated = (static + np.maximum(step, in_flight * each + working)).max(axis=0)
-        return np.asarray(allocated + sum(overhead_bytes(allocated, self.framework).values()))
-
-    def least_bytes(self, zero: int) -> Floats:
-        """What the fullest rank holds whatever its activations [B]."""
-        static, step = self._state_bytes(zero)
-        allocated = (static + step).max(axis=0)
         return np.asarray(allocated + sum(overhead_bytes(allocated, self.framework).values()))
 
     def _state_bytes(self, zero: int) -> tuple[Floats, Floats]:
@@ -143,6 +142,15 @@ class Block:
             )
         return self._kept[recompute]
 
+    def _kept_with(self, layers: Ints) -> Floats:
+        """As `_held`, what is kept when full recomputation stops at a number of layers [B]."""
+        distinct = self.layout.memories["full"]
+        memories = {name: _gathered_memory(distinct[name], self.place) for name in self.parts}
+        degrees = strategy_of(self.columns, {**self.chosen, "recompute": "full", "recompute_layers": layers})
+        setting = replace(self.setting("full", 0), strategy=degrees)
+        kept = kept_bytes(self._stage(self.parts), setting, memories)
+        return self._least(np.broadcast_to(np.asarray(kept, np.float64), next(iter(self.parts.values())).shape))
+
     def _least(self, sizes: Floats) -> Floats:
         """The least over the kinds of stages that each kind of rank holds."""
         least: Floats = np.where(self.holds > 0, sizes, np.inf).min(axis=1)
@@ -157,34 +165,56 @@ class Block:
             self._costs[key] = stage_cost(stage, times, self.micro_batches, self.setting(recompute, zero))
         return self._costs[key]
 
-    def works(self, recompute: str, zero: int, *, paired: bool) -> tuple[Floats, Floats, Floats, Floats]:
+    def works(
+        self, recompute: str, zero: int, *, paired: bool, layers: Ints | None = None
+    ) -> tuple[Floats, Floats, Floats, Floats]:
         """By kind of rank: its forward and its backward seconds per micro-batch, and those of the stages before it.
 
-        Of pairs that hide communication only the compute counts.
+        Of pairs that hide communication only the compute counts. `layers` are those that full recomputation runs again:
+        the communication that all of them would hide counts as hidden.
         """
+        if layers is not None:
+            return self._works_with(layers, zero, paired=paired)
         key = (recompute, max(zero, 1), paired)
         if key not in self._works:
             cost = self.cost(recompute, zero)
-            forward = _seconds(cost.forward, paired=paired)
-            backward = sum(_seconds(getattr(cost, phase), paired=paired) for phase in _PHASES[1:])
+            forward = seconds_of(cost.forward, paired=paired)
+            backward = sum(seconds_of(getattr(cost, phase), paired=paired) for phase in _PHASES[1:])
             shape = next(iter(self.parts.values())).shape
             f, b = np.broadcast_to(forward, shape), np.broadcast_to(backward, shape)
             self._works[key] = (_mixed(self.holds, f), _mixed(self.holds, b), _mixed(self.before, f),
                                 _mixed(self.before, b))  # fmt: skip
         return self._works[key]
 
-    def coarse_s(self, recompute: str, zero: int, schedule: str) -> Floats:
+    def _works_with(self, layers: Ints, zero: int, *, paired: bool) -> tuple[Floats, Floats, Floats, Floats]:
+        cost = self.cost("full", zero)
+        again: Any = 0.0
+        left: Any = layers
+        for name, count in self.parts.items():
+            if not self.segments[name].recomputable:
+                continue
+            time = _gathered_time(self.layout.times["full"][name], self.place).recompute
+            run = np.minimum(count, left)
+            again, left = again + run * seconds_of(time, paired=paired), left - run
+        backward = seconds_of(cost.input_grad, paired=paired) + seconds_of(cost.weight_grad, paired=paired) + again
+        shape = next(iter(self.parts.values())).shape
+        f, b = np.broadcast_to(seconds_of(cost.forward, paired=paired), shape), np.broadcast_to(backward, shape)
+        return _mixed(self.holds, f), _mixed(self.holds, b), _mixed(self.before, f), _mixed(self.before, b)
+
+    def coarse_s(self, recompute: str, zero: int, schedule: str, layers: Ints | None = None) -> Floats:
         """Seconds that no run can beat: each rank's work, the way to it and back; neither sends nor step end [s]."""
-        forward, backward, ahead, back = self.works(recompute, zero, paired=schedule in PAIRED)
+        forward, backward, ahead, back = self.works(recompute, zero, paired=schedule in PAIRED, layers=layers)
         copies = 2 if schedule in BIDIRECTIONAL else 1
         way = ahead + back if schedule in FUSED else 0.0 if schedule in FREE_RUNNING else ahead
         return np.asarray((way + self.micro_batches / copies * (forward + backward)).max(axis=0))
 
-    def fine_s(self, chosen: Mapping[str, Any]) -> Floats:
+    def fine_s(self, chosen: Mapping[str, Any], layers: Ints | None = None) -> Floats:
         """As `coarse_s`, with sends and the end of the step [s]."""
         schedule = chosen["schedule"]
         setting = self.setting(chosen["recompute"], chosen["zero"])
-        forward, backward, ahead, back = self.works(chosen["recompute"], chosen["zero"], paired=schedule in PAIRED)
+        forward, backward, ahead, back = self.works(
+            chosen["recompute"], chosen["zero"], paired=schedule in PAIRED, layers=layers
+        )
         send = send_s(self.boundary_bytes, setting, split=splits_sends(setting.strategy, setting.framework))
         work = self.micro_batches / (2 if schedule in BIDIRECTIONAL else 1) * (forward + backward)
         tail = np.broadcast_to(self._tail_s(chosen, setting), work.shape)
@@ -220,7 +250,8 @@ def _compact_phase(phase: PhaseTime) -> PhaseTime:
     return PhaseTime(parts={"gemm": compute, "tp": talk}, hidden={}, kernels=0)
 
 
-def _seconds(phase: PhaseTime, *, paired: bool) -> Any:
+def seconds_of(phase: PhaseTime, *, paired: bool) -> Any:
+    """Seconds of a phase, of its compute only in a pair that hides communication [s]."""
     if not paired:
         return phase.total_s
     return sum(seconds for name, seconds in phase.parts.items() if name not in COMMUNICATION)

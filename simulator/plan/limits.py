@@ -10,13 +10,15 @@ from simulator.errors import Complaints, did_you_mean
 from simulator.spec.strategy import AXES, CONTEXT_KINDS, RECOMPUTE, SCHEDULES, Strategy
 
 DEGREES = ("tp", "pp", "dp", "cp", "ep", "etp", "vp", "micro_batch")
-OPTIONS = ("schedule", "zero", "recompute", "sequence_parallel", "context_kind", "order")
+OPTIONS = ("schedule", "zero", "recompute", "sequence_parallel", "context_kind", "order", "split")
+SPLITS = ("even", "balanced")
+"""Layers over stages: the even split, or the contiguous one whose slowest stage is fastest (`plan/balance.py`)."""
 CARRIED = (
-    "shard_group", "group_size", "recompute_modules", "reshard_after_forward", "overlap_grad_reduce",
-    "overlap_param_gather", "overlap_tp", "overlap_moe",
+    "shard_group", "recompute_layers", "group_size", "recompute_modules", "reshard_after_forward",
+    "overlap_grad_reduce", "overlap_param_gather", "overlap_tp", "overlap_moe",
 )  # fmt: skip
 """Fields that are not searched: they keep their default or the value they are fixed to."""
-_WORDS = {"schedule": SCHEDULES, "recompute": RECOMPUTE, "context_kind": CONTEXT_KINDS}
+_WORDS = {"schedule": SCHEDULES, "recompute": RECOMPUTE, "context_kind": CONTEXT_KINDS, "split": SPLITS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +54,8 @@ class Limits:
 def check_limits(limits: Limits) -> None:
     """Raise InputError for unknown fields and for values that no strategy can have."""
     complaints = Complaints()
-    known = {entry.name for entry in fields(Strategy)} - {"layers_per_stage", "recompute_layers"}
     searched = {*DEGREES, *OPTIONS}
+    known = searched | {entry.name for entry in fields(Strategy)} - {"layers_per_stage"}
     for kind in ("fix", "allow", "within", "forbid"):
         for name in getattr(limits, kind):
             names = known if kind == "fix" else searched
@@ -63,6 +65,8 @@ def check_limits(limits: Limits) -> None:
         for name, given in getattr(limits, kind).items():
             for value in (given,) if kind == "fix" else given:
                 _check_value(complaints, f"--{kind}", name, value)
+    if limits.fix.get("recompute_layers") and "full" not in limits.choices("recompute", ("full",)):
+        complaints.add("recompute_layers needs recompute = full, which the limits leave out.", where="--fix")
     for name, (low, high) in limits.within.items():
         complaints.require(low <= high, f"{name}: the range {low}..{high} is empty.", where="--within")
     complaints.raise_if_any()
@@ -78,5 +82,8 @@ def _check_value(complaints: Complaints, where: str, name: str, value: Any) -> N
     elif name in DEGREES:
         complaints.require(isinstance(value, int) and value >= 1, where=where,
                            message=f"{name}({value}) must be a whole number of at least 1.")  # fmt: skip
+    elif name == "recompute_layers":
+        complaints.require(isinstance(value, int) and value >= 0, where=where,
+                           message=f"recompute_layers({value}) must be a whole number; 0 is all.")  # fmt: skip
     elif name == "zero":
         complaints.require(value in (0, 1, 2, 3), f"zero({value}) must be 0, 1, 2 or 3.", where=where)

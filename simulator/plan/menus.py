@@ -25,6 +25,10 @@ class Menu:
     zero: tuple[int, ...] = (0, 1, 2, 3)
     zero_flat: tuple[int, ...] = (0, 1, 2, 3)
     orders: tuple[tuple[str, ...], ...] = (AXES, PP_INSIDE_DP)
+    partial_recompute: bool = True
+    """Full recomputation of some layers of each stage."""
+    uneven_splits: bool = True
+    """Stages with numbers of layers of one's own."""
 
 
 _MEGATRON = Menu(schedules=("1f1b", "interleaved"), zero=(0, 1), zero_flat=(0, 1, 3))

@@ -5,7 +5,7 @@ A dynamic programme over (stage, layers dealt so far); no solver. HiGHS gives th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from simulator.errors import Infeasible, InputError
 
 Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,31 +50,47 @@ def split_layers(
         raise InputError([f"{len(times)} layers and {stages} stages need as many entries in every list."])
     if stages * least > len(times):
         raise InputError([f"{stages} stages of at least {least} need more than the {len(times)} layers."])
-    until_s = np.concatenate([[0.0], np.cumsum(times)])
-    until_bytes = np.concatenate([[0.0], np.cumsum(sizes)])
-    best = np.full(len(times) + 1, np.inf)
+    taken_s, taken_bytes = between(times), between(sizes)
+    return best_split(
+        lambda stage: taken_s + more_s[stage],
+        lambda stage: taken_bytes <= (limits[stage] - more_bytes[stage]) * (1.0 + 1e-12),
+        layers=len(times), stages=stages, least=least,
+    )  # fmt: skip
+
+
+def between(values: npt.ArrayLike) -> Floats:
+    """Sums over contiguous layers: [end, begin] holds those of layers begin to end - 1.
+
+    >>> between([1.0, 2.0])[2].tolist()
+    [3.0, 2.0, 0.0]
+    """
+    until = np.concatenate([[0.0], np.cumsum(np.asarray(values, np.float64))])
+    sums: Floats = until[:, None] - until[None, :]
+    return sums
+
+
+def best_split(
+    seconds: Callable[[int], Floats], fits: Callable[[int], Mask], *, layers: int, stages: int, least: int = 1
+) -> Partition:
+    """The contiguous split whose slowest stage is fastest; of equal ones, early stages have fewer layers.
+
+    `seconds(stage)` and `fits(stage)` are [end, begin] tables: the time of layers begin to end - 1 on that stage, and
+    whether it holds them. Raises Infeasible when no split fits.
+    """
+    dealt = np.arange(layers + 1)
+    legal = dealt[None, :] + least <= dealt[:, None]
+    best = np.full(layers + 1, np.inf)
     best[0] = 0.0
     choices = []
     for stage in range(stages):
-        best, choice = _next_stage(best, until_s, until_bytes, more_s[stage], limits[stage] - more_bytes[stage], least)
+        slowest = np.where(legal & fits(stage), np.maximum(best[None, :], seconds(stage)), np.inf)
+        choice = slowest.argmin(axis=1)
+        best = slowest[dealt, choice]
         choices.append(choice)
     if not np.isfinite(best[-1]):
-        raise Infeasible([f"No contiguous split of {len(times)} layers over {stages} stages stays within the memory."])
-    ends = [len(times)]
+        raise Infeasible([f"No contiguous split of {layers} layers over {stages} stages stays within the memory."])
+    ends = [layers]
     for choice in reversed(choices):
         ends.append(int(choice[ends[-1]]))
     counts = tuple(int(count) for count in np.diff(ends[::-1]))
     return Partition(layers_per_stage=counts, slowest_s=float(best[-1]))
-
-
-def _next_stage(
-    best: Floats, until_s: Floats, until_bytes: Floats, extra_s: float, room_bytes: float, least: int
-) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """For each number of layers dealt the slowest stage so far, and how many the stages before had."""
-    dealt = np.arange(len(best))
-    legal = dealt[None, :] + least <= dealt[:, None]
-    legal &= until_bytes[:, None] - until_bytes[None, :] <= room_bytes * (1.0 + 1e-12)
-    slowest = np.maximum(best[None, :], until_s[:, None] - until_s[None, :] + extra_s)
-    slowest = np.where(legal, slowest, np.inf)
-    choice = slowest.argmin(axis=1)
-    return slowest[dealt, choice], choice

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from simulator.plan.balance import LayerCosts
 from simulator.plan.score import Layout, Scores
 from simulator.spec.strategy import Strategy
 
@@ -15,9 +16,13 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
+Name = tuple[int, int]
+"""Group and row of an entry."""
+
+
 class Pool:
     """Groups of equal options (a layout and what was chosen), and for each strategy its group, its row in the layout,
-    its bound [s] and its memory [B].
+    the layers it recomputes (-1: as chosen), its bound [s] and its memory [B].
     """
 
     def __init__(self) -> None:
@@ -25,6 +30,7 @@ class Pool:
         self.new: list[tuple[Any, ...]] = []
         self.group = np.zeros(0, np.int64)
         self.position = np.zeros(0, np.int64)
+        self.layers = np.zeros(0, np.int64)
         self.bound_s = np.zeros(0)
         self.memory_bytes = np.zeros(0)
         self.fine = np.zeros(0, np.bool_)
@@ -32,27 +38,32 @@ class Pool:
     def __len__(self) -> int:
         return len(self.group) + sum(len(part[0]) for part in self.new)
 
-    def add(self, layout: Layout, scores: Scores, kept: npt.NDArray[np.bool_]) -> None:
-        """Take the kept ones of some scores."""
+    def add(self, layout: Layout, scores: Scores, ceiling_s: float) -> None:
+        """Take those of some scores that are below the ceiling."""
+        kept = scores.bound_s < ceiling_s
         count = int(kept.sum())
         if count:
-            self.new.append((np.full(count, len(self.groups), np.int64), scores.positions[kept], scores.bound_s[kept],
-                             scores.memory_bytes[kept], np.zeros(count, np.bool_)))  # fmt: skip
+            self.new.append((np.full(count, len(self.groups), np.int64), scores.positions[kept], scores.layers[kept],
+                             scores.bound_s[kept], scores.memory_bytes[kept], np.zeros(count, np.bool_)))  # fmt: skip
             self.groups.append((layout, dict(scores.chosen)))
 
     def close(self, ceiling_s: float) -> None:
         """Join what was added, and drop what can no longer win."""
-        columns = [(self.group, self.position, self.bound_s, self.memory_bytes, self.fine), *self.new]
+        columns = [(self.group, self.position, self.layers, self.bound_s, self.memory_bytes, self.fine), *self.new]
         joined = [np.concatenate(parts) for parts in zip(*columns, strict=True)]
-        kept = joined[2] < ceiling_s
-        self.group, self.position, self.bound_s, self.memory_bytes, self.fine = (column[kept] for column in joined)
+        kept = joined[3] < ceiling_s
+        self.group, self.position, self.layers, self.bound_s, self.memory_bytes, self.fine = (
+            column[kept] for column in joined
+        )
         self.new = []
 
-    def lowest(self, count: int) -> Ints:
-        """The strategies with the least bounds."""
-        if len(self.bound_s) <= count:
-            return np.arange(len(self.bound_s))
-        return np.sort(np.argpartition(self.bound_s, count)[:count])
+    def lowest(self, count: int, split: str) -> Ints:
+        """The strategies on a split with the least bounds."""
+        own = np.array([chosen["split"] == split for _, chosen in self.groups], np.bool_)
+        some = np.flatnonzero(own[self.group])
+        if len(some) <= count:
+            return some
+        return np.sort(some[np.argpartition(self.bound_s[some], count)[:count]])
 
     def refine(self, ceiling_s: float, late: Callable[[], bool]) -> None:
         """Bound finely all that are below the ceiling, until it is `late()`."""
@@ -71,14 +82,34 @@ class Pool:
                 return
             some = indices[start:stop]
             layout, chosen = self.groups[int(self.group[some[0]])]
-            self.bound_s[some] = np.maximum(self.bound_s[some], layout.fine_s(chosen, self.position[some]))
+            if chosen["split"] == "even":
+                finer = layout.fine_s(chosen, self.position[some], self.layers[some])
+                self.bound_s[some] = np.maximum(self.bound_s[some], finer)
             self.fine[some] = True
 
-    def name(self, index: int) -> tuple[int, int]:
-        """What tells a strategy from all others, in the order of the space."""
+    def name(self, index: int) -> Name:
+        """What tells an entry from all others, in the order of the space."""
         return int(self.group[index]), int(self.position[index])
 
-    def strategy(self, index: int) -> Strategy:
-        """One strategy."""
-        layout, chosen = self.groups[int(self.group[index])]
-        return layout.space.strategy(int(layout.rows[self.position[index]]), chosen)
+    def split(self, name: Name) -> str:
+        """How the layers of an entry are split."""
+        return str(self.groups[name[0]][1]["split"])
+
+    def numbers(self, name: Name) -> tuple[int, int]:
+        """The most layers that an entry's strategy may recompute without recomputing all, and all."""
+        layout, _ = self.groups[name[0]]
+        base = layout.rows[name[1]] % layout.space.bases
+        return int(layout.space.partial[base]), int(layout.space.largest_stage(base))
+
+    def strategy(self, name: Name, layers: int) -> Strategy:
+        """One strategy, with so many layers of each stage recomputed (-1: as chosen), on its even split."""
+        layout, chosen = self.groups[name[0]]
+        if layers >= 0:
+            whole = layers >= self.numbers(name)[1]
+            named = 0 if whole else layers
+            chosen = {**chosen, "recompute": "full" if layers else "none", "recompute_layers": named}
+        return layout.space.strategy(int(layout.rows[name[1]]), chosen)
+
+    def layer_costs(self, name: Name, recompute: str) -> LayerCosts:
+        """What an entry's segments cost under a recomputation."""
+        return self.groups[name[0]][0].layer_costs(name[1], recompute)

@@ -7,23 +7,24 @@ placement, stages and ranks by the few kinds that a pipeline has (`plan/dealing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from simulator.arch.layer import Segment
-from simulator.parallel.lower import Pieces, boundary_bytes, pieces_of, tied_copy
+from simulator.parallel.lower import boundary_bytes, pieces_of
 from simulator.parallel.memory import SegmentMemory, memories_of
 from simulator.parallel.recompute import policy_of
 from simulator.parallel.setting import groups_of
 from simulator.parallel.timing import segment_times_by_policy
-from simulator.plan.block import Block, compact
+from simulator.plan.balance import LayerCosts, all_segments, costs_at
+from simulator.plan.block import Block, compact, seconds_of
 from simulator.plan.bounds import PAIRED
 from simulator.plan.dealing import Dealing, dealing, mapping_of
 from simulator.plan.floors import PLACED, Floors, counted, fits, place_keys, state_floor_bytes, whole_s
+from simulator.plan.scorer import Entry, Scorer
 from simulator.plan.space import Space
 from simulator.plan.table import Columns, distinct, strategy_of
 from simulator.spec.hardware import Cluster
@@ -54,8 +55,17 @@ class Scores:
     chosen: Mapping[str, Any]
     positions: Ints
     """Rows of the layout."""
+    layers: Ints
+    """How many layers of each stage are recomputed, where that was chosen to fit; else -1."""
     bound_s: Floats
     memory_bytes: Floats
+    scored: int
+    refused: int
+    """Strategies that do not fit, those with fewer recomputed layers among them."""
+
+
+Orders = Mapping[tuple[str, ...], Mask]
+"""Placements with the rows that they count for."""
 
 
 class Layout:
@@ -71,9 +81,10 @@ class Layout:
         first, self.place = distinct([*degrees, *place_keys(groups, PLACED)])
         unique = {name: column[first] for name, column in self.columns.items()}
         self.pieces = pieces_of(question.model, question.run, strategy_of(unique, self.chosen), question.framework)
-        self.segments = _all_segments(self.pieces)
+        self.segments = all_segments(self.pieces)
         self.recompute = tuple(space.options["recompute"])
         self.dealt: dict[str, tuple[Dealing, Ints]] = {}
+        self.costs: dict[tuple[int, str], LayerCosts] = {}
         edge = boundary_bytes(question.model, self.pieces.shards, self.pieces.kernels, (1, self.pieces.layers))[0]
         self.boundary_bytes = np.broadcast_to(np.asarray(edge, np.float64), (len(first),))
         self._time(unique)
@@ -104,6 +115,23 @@ class Layout:
         micro_batches = self.question.run.global_batch // (self.columns["dp"] * self.columns["micro_batch"])
         return least[self.place] * micro_batches / self.columns["pp"]
 
+    def layer_costs(self, position: int, recompute: str) -> LayerCosts:
+        """What the segments of one of the rows cost."""
+        key = (int(self.place[position]), recompute)
+        if key not in self.costs:
+            times, memories = self.times[recompute], self.memories[recompute]
+            self.costs[key] = costs_at(self.pieces, times, memories, self.boundary_bytes, key[0])
+        return self.costs[key]
+
+    def pass_s(self, recompute: str, *, talk: bool, again: bool) -> Floats:
+        """Seconds of one micro-batch through the model, by distinct combination, `again` with its recomputation [s]."""
+        phases = ("forward", "input_grad", "weight_grad", *(("recompute",) if again else ()))
+        whole = np.zeros(len(self.boundary_bytes))
+        for segment, count in counted(self.pieces):
+            time = self.times[recompute][segment.name]
+            whole = whole + count * sum(seconds_of(getattr(time, phase), paired=not talk) for phase in phases)
+        return whole
+
     def dealing(self, mapping: str) -> tuple[Dealing, Ints]:
         """The tables of stages and ranks, and each row's index into them."""
         if mapping not in self.dealt:
@@ -115,10 +143,13 @@ class Layout:
             self.dealt[mapping] = dealing(self.pieces, pairs, mapping), place.reshape(-1)
         return self.dealt[mapping]
 
-    def scores(self, orders: Mapping[tuple[str, ...], Mask], ceiling_s: Callable[[], float]) -> Iterator[Scores]:
-        """Memory and coarse bounds of every strategy of the layout, by options.
+    def scores(
+        self, orders: Orders, ceiling_s: Callable[[], float], *, limit_bytes: float = np.inf, fewest: bool = True
+    ) -> Iterator[Scores]:
+        """Memory and coarse bounds of every strategy of the layout that fits `limit_bytes`, by options.
 
-        `orders` says for which rows each placement counts. Rows that cannot be below `ceiling_s()` are left out.
+        `orders` says for which rows each placement counts. Rows that cannot be below `ceiling_s()` are left out. With
+        `fewest` only as many layers are recomputed as must be.
         """
         options = self.space.options
         base = self.rows % self.space.bases
@@ -134,36 +165,44 @@ class Layout:
                 part = part[self.least_s[part] < ceiling_s()]
                 if not part.size:
                     break
-                yield from self._block_scores(Block(self, mapping, part), orders, masks)
+                block = Block(self, mapping, part)
+                scorer = Scorer(block, limit_bytes=limit_bytes, ceiling_s=ceiling_s, fewest=fewest)
+                for zero, offered in options["zero"].items():
+                    for schedule, mask in masks.items():
+                        taken = (offered[base] & mask)[part]
+                        if taken.any():
+                            yield from _by_order(self, part, scorer.entries(zero, schedule, taken), orders)
 
-    def _block_scores(
-        self, block: Block, orders: Mapping[tuple[str, ...], Mask], masks: Mapping[str, Mask]
-    ) -> Iterator[Scores]:
-        options, part = self.space.options, block.part
-        base = self.rows[part] % self.space.bases
-        for recompute in self.recompute:
-            for zero, offered in options["zero"].items():
-                own = offered[base] & options["recompute"][recompute][base]
-                if not own.any():
-                    continue
-                for schedule, mask in masks.items():
-                    taken = np.flatnonzero(own & mask[part])
-                    if not taken.size:
-                        continue
-                    memory = block.memory_bytes(recompute, zero, schedule)[taken]
-                    bound = block.coarse_s(recompute, zero, schedule)[taken]
-                    for order, mine in orders.items():
-                        kept = mine[part[taken]]
-                        chosen = {**self.split, "order": order, "recompute": recompute, "zero": zero,
-                                  "schedule": schedule}  # fmt: skip
-                        yield Scores(chosen=chosen, positions=part[taken[kept]], bound_s=bound[kept],
-                                     memory_bytes=memory[kept])  # fmt: skip
-
-    def fine_s(self, chosen: Mapping[str, Any], positions: Ints) -> Floats:
+    def fine_s(self, chosen: Mapping[str, Any], positions: Ints, layers: Ints) -> Floats:
         """Finer bounds of some of the layout's rows (by position) under full options, sends and step end included."""
-        parts = [positions[start : start + _BLOCK] for start in range(0, len(positions), _BLOCK)]
         mapping = mapping_of(chosen["schedule"])
-        return np.concatenate([Block(self, mapping, part, order=chosen["order"]).fine_s(chosen) for part in parts])
+        found = []
+        for start in range(0, len(positions), _BLOCK):
+            part, again = positions[start : start + _BLOCK], layers[start : start + _BLOCK]
+            block = Block(self, mapping, part, order=chosen["order"])
+            none = {**chosen, "recompute": "none"}
+            if (again < 0).all():
+                found.append(block.fine_s(chosen))
+            elif not again.any():
+                found.append(block.fine_s(none))
+            else:
+                run = block.fine_s({**chosen, "recompute": "full"}, np.maximum(again, 1))
+                found.append(np.where(again == 0, block.fine_s(none), run) if (again == 0).any() else run)
+        return np.concatenate(found)
+
+
+def _by_order(
+    layout: Layout, part: Ints, entries: Iterable[Entry], orders: Orders
+) -> Iterator[Scores]:
+    for entry in entries:
+        for order, mine in orders.items():
+            own = mine[part[entry.rows]]
+            kept = own & entry.kept
+            yield Scores(
+                chosen={**layout.split, "order": order, **entry.chosen}, positions=part[entry.rows[kept]],
+                layers=entry.layers[kept], bound_s=entry.bound_s[kept], memory_bytes=entry.memory_bytes[kept],
+                scored=int(own.sum()), refused=int(entry.refused[own].sum()),
+            )  # fmt: skip
 
 
 class Sieve:
@@ -238,8 +277,6 @@ class Sieve:
             yield shared
 
 
-Orders = Mapping[tuple[str, ...], Mask]
-"""Placements with the rows that they count for."""
 _PORTION = 4096
 
 
@@ -253,10 +290,3 @@ def _same_places(space: Space, question: Question, rows: Ints, one: tuple[str, .
         for order in (one, other)
     )
     return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def _all_segments(pieces: Pieces) -> dict[str, Segment]:
-    held = [pieces.opening, *pieces.distinct, *pieces.closing]
-    if pieces.tied:
-        held.append(tied_copy(pieces.opening))
-    return {segment.name: segment for segment in held}

@@ -12,14 +12,17 @@ import math
 import time
 from bisect import insort
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from simulator.errors import Infeasible
 from simulator.estimate import summarise
 from simulator.lowered import Costed, cost_step, run_costed
+from simulator.parallel.lower import layers_of_stages
+from simulator.plan.balance import Balance
 from simulator.plan.bounds import least_step_time_s
-from simulator.plan.pool import Pool
+from simulator.plan.pool import Name, Pool
 from simulator.plan.score import Question, Sieve
 from simulator.plan.space import Space
 from simulator.result import Estimate
@@ -74,6 +77,8 @@ class Found:
     strategy: Strategy = field(compare=False)
     estimate: Estimate = field(compare=False)
     bound_s: float = field(compare=False)
+    also: tuple[tuple[str, ...], ...] = field(default=(), compare=False)
+    """Placements with the same time and memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +109,18 @@ def search(
     return _Search(space, question, objective, limit, cuts=space.legal > exhaustive, deadline=deadline).run()
 
 
-_Waiting = tuple[tuple[float, ...], int, float, Costed]
+@dataclass(frozen=True, order=True, slots=True)
+class _Waiting:
+    """A strategy with its costs, not yet run."""
+
+    key: tuple[float, ...]
+    name: Name
+    layers: int
+    bound_s: float
+    memory_bytes: float
+    strategy: Strategy = field(compare=False)
+    costed: Costed | None = field(compare=False)
+    """Its costs, once it was bounded finely."""
 
 
 class _Search:
@@ -117,7 +133,7 @@ class _Search:
         self.cuts = cuts and self.timed
         self.pool = Pool()
         self.found: list[Found] = []
-        self.done: set[tuple[int, int]] = set()
+        self.done: set[Name] = set()
         self.scored = self.unfit = self.refined = self.engine_runs = 0
         self.heap: list[_Waiting] = []
         self.order: list[int] = []
@@ -157,13 +173,11 @@ class _Search:
         sieve = Sieve(self.space, self.question, limit_bytes)
         self.unfit += sieve.refused
         for layout, orders in sieve.layouts(ceiling if self.cuts else None):
-            for number, scores in enumerate(layout.scores(orders, ceiling), start=1):
-                self.scored += len(scores.positions)
-                fits = scores.memory_bytes <= limit_bytes
-                self.unfit += int((~fits).sum())
-                if self.cuts:
-                    fits &= scores.bound_s < self.ceiling_s()
-                self.pool.add(layout, scores, fits)
+            scored = layout.scores(orders, ceiling, limit_bytes=limit_bytes, fewest=self.timed)
+            for number, scores in enumerate(scored, start=1):
+                self.scored += scores.scored
+                self.unfit += scores.refused
+                self.pool.add(layout, scores, ceiling())
                 if self.cuts and number % _IMPROVE_EVERY == 0:
                     self._improve()
                 if self._stops():
@@ -174,12 +188,16 @@ class _Search:
     def _improve(self) -> None:
         """Run what looks best so far, so that the ceiling falls."""
         self.pool.close(self.ceiling_s() if self.cuts else math.inf)
-        lowest = self.pool.lowest(_PROBES)
-        self.pool.refine_some(lowest)
-        ranked = lowest[np.argsort(self.pool.bound_s[lowest], kind="stable")]
-        for index in ranked[: self.limit].tolist():
-            if self.pool.bound_s[index] < self.ceiling_s() and not self.late():
-                self._simulate(index, *self._costed(index))
+        for split in self.space.options["split"]:
+            lowest = self.pool.lowest(_PROBES, split)
+            self.pool.refine_some(lowest)
+            ranked = lowest[np.argsort(self.pool.bound_s[lowest], kind="stable")]
+            for index in ranked[: self.limit].tolist():
+                if self.pool.bound_s[index] < self.ceiling_s() and not self.late():
+                    self._open(index)
+            for _ in range(2 * self.limit):
+                if self.heap and self.heap[0].bound_s < self.ceiling_s() and not self.late():
+                    self._go(heapq.heappop(self.heap))
 
     def _best_first(self) -> Searched:
         while True:
@@ -188,47 +206,127 @@ class _Search:
                 return self._result(None)
             if self.late():
                 return self._result(least)
-            if self.heap and self.heap[0][0] <= least:
-                self._simulate(*heapq.heappop(self.heap)[1:])
+            if self.heap and self.heap[0].key <= least:
+                self._go(heapq.heappop(self.heap))
             else:
-                index = self.order[self.next]
+                self._open(self.order[self.next])
                 self.next += 1
-                if self.pool.name(index) not in self.done:
-                    bound, costed = self._costed(index)
-                    key = self.objective.key(bound, float(self.pool.memory_bytes[index]))
-                    heapq.heappush(self.heap, (key, index, bound, costed))
 
     def _least(self) -> tuple[float, ...] | None:
         """The least key that anything not yet run could have."""
-        waiting = self.heap[0][0] if self.heap else None
+        waiting = self.heap[0].key if self.heap else None
         if self.next >= len(self.order):
             return waiting
         index = self.order[self.next]
         cheap = self.objective.key(float(self.pool.bound_s[index]), float(self.pool.memory_bytes[index]))
         return cheap if waiting is None else min(waiting, cheap)
 
-    def _costed(self, index: int) -> tuple[float, Costed]:
-        """The finest bound of one strategy, with its costs."""
-        self.refined += 1
-        question, strategy = self.question, self.pool.strategy(index)
-        costed = cost_step(question.model, question.cluster, question.run, strategy, question.framework)
-        return max(least_step_time_s(costed), float(self.pool.bound_s[index])), costed
-
-    def _simulate(self, index: int, bound_s: float, costed: Costed) -> None:
-        name = self.pool.name(index)
+    def _open(self, index: int) -> None:
+        """Cost what an entry of the pool stands for, once; it then waits to be run."""
+        pool = self.pool
+        name, layers = pool.name(index), int(pool.layers[index])
         if name in self.done:
             return
         self.done.add(name)
+        bound_s, memory_bytes = float(pool.bound_s[index]), float(pool.memory_bytes[index])
+        if pool.split(name) == "even":
+            key = self.objective.key(bound_s, memory_bytes)
+            self._wait(_Waiting(key, name, layers, bound_s, memory_bytes, pool.strategy(name, layers), None))
+            return
+        for number in self._numbers(name, layers):
+            balanced = self._balanced(name, number)
+            if balanced is not None:
+                least_s = max(balanced[1], bound_s)
+                key = self.objective.key(least_s, memory_bytes)
+                self._wait(_Waiting(key, name, number, least_s, memory_bytes, balanced[0], None))
+
+    def _numbers(self, name: Name, layers: int) -> list[int]:
+        """The layers to recompute of an entry with a balanced split: which split that is depends on them, and with it
+        whether more are slower.
+        """
+        partial, whole = self.pool.numbers(name)
+        if layers < 0 or (not self.timed and layers in (0, whole)):
+            return [layers]
+        if not self.timed:
+            return list(range(layers, 0, -1))
+        return [number for number in (*range(layers, partial + 1), whole) if number >= layers and self._offers(number)]
+
+    def _offers(self, layers: int) -> bool:
+        return ("full" if layers else "none") in self.space.options["recompute"]
+
+    def _balanced(self, name: Name, layers: int) -> tuple[Strategy, float] | None:
+        """An entry's strategy on its balanced split, with a floor of its seconds; None where none fits or where it is
+        the even one.
+        """
+        strategy = self.pool.strategy(name, layers)
+        balance = Balance(self.question, strategy, self.pool.layer_costs(name, strategy.recompute))
+        try:
+            split = balance.split(strategy.recompute_layers).layers_per_stage
+        except Infeasible:
+            self.unfit += 1
+            return None
+        if split == layers_of_stages(self.space.layers, strategy.stages):
+            return None
+        return replace(strategy, layers_per_stage=split), balance.floor_s(split, strategy.recompute_layers)
+
+    def _wait(self, waiting: _Waiting) -> None:
+        if waiting.bound_s < self.ceiling_s():
+            heapq.heappush(self.heap, waiting)
+
+    def _go(self, waiting: _Waiting) -> None:
+        """Bound the most promising finely, or run it where that was done."""
+        if waiting.costed is not None:
+            self._simulate(waiting, waiting.costed)
+            return
+        self.refined += 1
+        question = self.question
+        costed = cost_step(question.model, question.cluster, question.run, waiting.strategy, question.framework)
+        bound_s = max(least_step_time_s(costed), waiting.bound_s)
+        key = self.objective.key(bound_s, waiting.memory_bytes)
+        self._wait(replace(waiting, key=key, bound_s=bound_s, costed=costed))
+
+    def _simulate(self, waiting: _Waiting, costed: Costed) -> None:
         self.engine_runs += 1
-        question, strategy = self.question, costed.setting.strategy
+        question, strategy = self.question, waiting.strategy
         answer = summarise(
             question.model, question.cluster, question.run, strategy, question.framework, run_costed(costed)
         )
+        if waiting.layers >= 0 and self.pool.split(waiting.name) == "even":
+            self._go_on(waiting, answer)
         if not answer.fits:
             return
         key = self.objective.key(answer.step_time_s, answer.peak_memory_bytes)
-        place = (answer.peak_memory_bytes, *(float(part) for part in name))
-        insort(self.found, Found(key, place, strategy, answer, bound_s))
+        place = (answer.peak_memory_bytes, *(float(part) for part in (*waiting.name, waiting.layers)))
+        self._insert(Found(key, place, strategy, answer, waiting.bound_s))
+
+    def _go_on(self, waiting: _Waiting, answer: Estimate) -> None:
+        """The next number of layers to recompute: one more where so many do not fit; towards the fastest of those that
+        need no more memory, one less.
+        """
+        partial, whole = self.pool.numbers(waiting.name)
+        if self.timed:
+            following = waiting.layers + 1 if waiting.layers < partial else whole
+            if answer.fits or waiting.layers >= whole or not self._offers(following):
+                return
+            memory_bytes = waiting.memory_bytes
+        else:
+            following, memory_bytes = waiting.layers - 1, answer.peak_memory_bytes
+            if not 0 < waiting.layers <= partial or following == 0:
+                return
+        strategy = self.pool.strategy(waiting.name, following)
+        bound_s = waiting.bound_s if self.timed else 0.0
+        key = self.objective.key(bound_s, memory_bytes)
+        self._wait(_Waiting(key, waiting.name, following, bound_s, memory_bytes, strategy, None))
+
+    def _insert(self, new: Found) -> None:
+        """Keep an answer among the best; one that differs in nothing but its placement joins the one there is."""
+        for place, known in enumerate(self.found):
+            if _alike(known, new):
+                first, other = sorted((known, new))
+                orders = tuple(dict.fromkeys((*first.also, other.strategy.order, *other.also)))
+                self.found[place] = replace(first, also=orders)
+                return
+        insort(self.found, new)
         del self.found[self.limit :]
 
     def _result(self, least: tuple[float, ...] | None) -> Searched:
@@ -246,6 +344,13 @@ _IMPROVE_EVERY = 48
 
 def _no_ceiling() -> float:
     return math.inf
+
+
+def _alike(one: Found, other: Found) -> bool:
+    """Whether two answers differ in nothing but their placement."""
+    return (one.key, one.order[0]) == (other.key, other.order[0]) and (
+        replace(one.strategy, order=other.strategy.order) == other.strategy
+    )
 
 
 def _less(bound: tuple[float, ...], key: tuple[float, ...]) -> bool:

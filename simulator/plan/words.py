@@ -8,16 +8,19 @@ from itertools import permutations
 from typing import Any
 
 from simulator.errors import Complaints, did_you_mean
-from simulator.plan.limits import Limits
+from simulator.plan.limits import SPLITS, Limits
 from simulator.spec.strategy import CONTEXT_KINDS, RECOMPUTE, SCHEDULES, Strategy
 
-_TYPES: dict[str, type] = {entry.name: type(getattr(Strategy(), entry.name)) for entry in fields(Strategy)}
+_TYPES: dict[str, type] = {
+    **{entry.name: type(getattr(Strategy(), entry.name)) for entry in fields(Strategy)}, "split": str,
+}  # fmt: skip
 _EVERYTHING: dict[str, tuple[Any, ...]] = {
     "schedule": SCHEDULES,
     "recompute": tuple(kind for kind in RECOMPUTE if kind != "modules"),
     "context_kind": CONTEXT_KINDS,
     "zero": (0, 1, 2, 3),
     "sequence_parallel": (True, False),
+    "split": SPLITS,
     "order": tuple((*axes[:2], "ep", *axes[2:]) for axes in permutations(("tp", "cp", "dp", "pp"))),
 }
 _BOOLEANS = {"true": True, "on": True, "1": True, "yes": True, "false": False, "off": False, "0": False, "no": False}
@@ -75,4 +78,3 @@ def _value(complaints: Complaints, where: str, name: str, text: str) -> Any:
             return int(text)
         complaints.add(f"{name} is a whole number, not {text!r}.", where=where)
     return text
-

@@ -12,9 +12,11 @@ import simulator as sim
 from simulator import catalog
 from simulator.errors import Infeasible, InputError
 from simulator.parallel.legal import check
+from simulator.plan.balance import balanced_layers
 from simulator.plan.floors import Floors, fits, state_floor_bytes
 from simulator.plan.limits import Limits
 from simulator.plan.menus import PP_INSIDE_DP
+from simulator.plan.pool import Pool
 from simulator.plan.score import Question, Sieve
 from simulator.plan.space import build_space
 from simulator.schedule.make import check_sizes
@@ -62,36 +64,69 @@ CUT = {
     "forbid": {"context_kind": ("ulysses", "all-gather"), "sequence_parallel": (False,), "recompute": ("selective",),
                "order": (PP_INSIDE_DP,)},
     "within": {"cp": (1, 2), "micro_batch": (1, 2), "vp": (1, 2), "etp": (1, 1)},
-    "allow": {"zero": (0, 1)},
+    "allow": {"zero": (1,)},
 }  # fmt: skip
 """Spaces small enough to run whole."""
 
 
 def _brute_force(model, cluster, run, limits):
-    """Every legal strategy through the engine: all that fit."""
-    space = build_space(model, cluster, run, catalog.load_framework(run.framework), limits)
-    strategies = list(space.strategies())
-    assert len(strategies) == space.legal
+    """Every legal strategy through the engine: all that fit, with their answers."""
+    software = catalog.load_framework(run.framework)
+    space = build_space(model, cluster, run, software, limits)
+    listed = list(space.strategies())
+    assert len(listed) == space.legal
     assert space.considered == space.legal + sum(space.rejected.values())
-    found = [sim.estimate(model, cluster, run, strategy) for strategy in strategies]
-    return [answer for answer in found if answer.fits], space
+    question = Question(model=model, cluster=cluster, run=run, framework=software)
+    strategies = [each for each in (_on_its_split(question, *entry) for entry in listed) if each is not None]
+    assert len(set(strategies)) == len(strategies)
+    found = {strategy: sim.estimate(model, cluster, run, strategy) for strategy in strategies}
+    return {strategy: answer for strategy, answer in found.items() if answer.fits}, space
+
+
+def _on_its_split(question, strategy, split) -> Strategy | None:
+    """A strategy with its layers per stage; none where no balanced split fits or where it is the even one."""
+    if split == "even":
+        return strategy
+    try:
+        layers = balanced_layers(question, strategy)
+    except Infeasible:
+        return None
+    return replace(strategy, layers_per_stage=layers) if layers else None
+
+
+def _fewest_recomputed(fitting) -> list:
+    """Of strategies on the even split that differ in how many layers they recompute, the one with the fewest."""
+    fewest = {}
+    for strategy, answer in fitting.items():
+        number = {"none": 0, "full": strategy.recompute_layers or 10**6}.get(strategy.recompute)
+        if number is None or strategy.layers_per_stage:
+            fewest[strategy] = (0, answer)
+            continue
+        key = replace(strategy, recompute="none", recompute_layers=0)
+        if key not in fewest or number < fewest[key][0]:
+            fewest[key] = (number, answer)
+    return [answer for _, answer in fewest.values()]
 
 
 @pytest.mark.parametrize(("kind", "memory_bytes", "devices", "batch"), CASES)
 def test_the_answer_is_the_optimum_of_all_strategies_run(kind, memory_bytes, devices, batch) -> None:
     model, cluster, run = _case(kind, memory_bytes, devices, batch)
-    fitting, _ = _brute_force(model, cluster, run, Limits(**CUT))
+    recompute = ("selective", "full") if memory_bytes == LARGE else ("selective",)
+    cut = {**CUT, "forbid": {**CUT["forbid"], "recompute": recompute}}
+    fitting, _ = _brute_force(model, cluster, run, Limits(**cut))
     if not fitting:
         with pytest.raises(Infeasible):
-            sim.plan(model, cluster, run, **CUT)
+            sim.plan(model, cluster, run, **cut)
         return
-    plan = sim.plan(model, cluster, run, limit=3, **CUT)
-    best = sorted(answer.step_time_s for answer in fitting)[:3]
+    plan = sim.plan(model, cluster, run, limit=3, **cut)
+    best = sorted(answer.step_time_s for answer in _fewest_recomputed(fitting))[:3]
     assert [entry.estimate.step_time_s for entry in plan] == pytest.approx(best, rel=1e-9)
     assert plan.proof.optimal
     assert plan.proof.fits >= len(fitting)
-    least = sim.plan(model, cluster, run, limit=1, objective="memory", **CUT)
-    assert least[0].estimate.peak_memory_bytes == min(answer.peak_memory_bytes for answer in fitting)
+    least = sim.plan(model, cluster, run, limit=1, objective="memory", **cut)
+    least_bytes = min(answer.peak_memory_bytes for answer in fitting.values())
+    fastest = min(answer.step_time_s for answer in fitting.values() if answer.peak_memory_bytes == least_bytes)
+    assert (least[0].estimate.peak_memory_bytes, least[0].estimate.step_time_s) == (least_bytes, fastest)
 
 
 @pytest.mark.parametrize("kind", ["gpt", "uneven", "mixture"])
@@ -103,9 +138,9 @@ def test_every_schedule_is_searched_to_its_optimum(kind) -> None:
         "forbid": {"recompute": ("selective",), "order": (PP_INSIDE_DP,)},
     }  # fmt: skip
     fitting, space = _brute_force(model, cluster, run, Limits(**limits))
-    assert {answer.strategy["schedule"] for answer in fitting} >= {"gpipe", "zbv", "dualpipe", "chimera"}
+    assert {strategy.schedule for strategy in fitting} >= {"gpipe", "zbv", "dualpipe", "chimera"}
     plan = sim.plan(model, cluster, run, limit=5, **limits)
-    best = sorted(answer.step_time_s for answer in fitting)[:5]
+    best = sorted(answer.step_time_s for answer in _fewest_recomputed(fitting))[:5]
     assert [entry.estimate.step_time_s for entry in plan] == pytest.approx(best, rel=1e-9)
     _check_bounds(model, cluster, run, space)
 
@@ -114,10 +149,20 @@ def test_every_schedule_is_searched_to_its_optimum(kind) -> None:
 def test_bounds_never_exceed_the_engine_and_memory_never_exceeds_the_estimate(kind) -> None:
     model, cluster, run = _case(kind, LARGE, 8, 16)
     space = build_space(model, cluster, run, catalog.load_framework(run.framework), Limits())
-    _check_bounds(model, cluster, run, space)
+    seen = _check_bounds(model, cluster, run, space)
+    seen |= _check_bounds(model, cluster, run, space, limit_bytes=LIMITS[kind])
+    assert {("even", "none"), ("even", "selective"), ("even", "partial"), ("even", "full")} <= seen
+    assert kind in ("gpt", "deep") or ("balanced", "none") in seen
+    assert kind != "uneven" or ("balanced", "partial") in seen
 
 
-def _check_bounds(model, cluster, run, space) -> None:
+LIMITS = {"gpt": 1.9e9, "uneven": 1.8e9, "deep": 1.6e9, "wide": 1.85e9, "shared": 1.9e9}
+"""Memory [B] at which some rows must recompute some layers."""
+
+
+def _check_bounds(model, cluster, run, space, limit_bytes=np.inf) -> set[tuple[str, str]]:
+    """Bounds and memories of a sample of what is scored, beside the engine's; the splits and recomputations seen."""
+    seen = set()
     question = Question(model=model, cluster=cluster, run=run, framework=catalog.load_framework(run.framework))
     chance = random.Random(7)
     checked = 0
@@ -127,12 +172,23 @@ def _check_bounds(model, cluster, run, space) -> None:
         state_bytes = state_floor_bytes(question, layout.columns, zeros)
         floors = Floors(space, question, layout.columns, layout.chosen["order"])
         floor_s, working_bytes = floors.floors(layout.chosen, np.arange(len(layout.rows)))
-        for scores in layout.scores(orders, lambda: np.inf):
-            for index in chance.sample(range(len(scores.positions)), min(2, len(scores.positions))):
-                position = scores.positions[index]
-                strategy = space.strategy(int(layout.rows[position]), scores.chosen)
+        for scores in layout.scores(orders, lambda: np.inf, limit_bytes=limit_bytes):
+            pool = Pool()
+            pool.add(layout, scores, np.inf)
+            pool.close(np.inf)
+            for index in chance.sample(range(len(pool)), min(1, len(pool))):
+                position, layers = pool.position[index], pool.layers[index : index + 1]
+                strategy = _on_its_split(
+                    question, pool.strategy(pool.name(index), int(layers[0])), scores.chosen["split"]
+                )
+                if strategy is None:
+                    continue
                 answer = sim.estimate(model, cluster, run, strategy)
-                fine = layout.fine_s(scores.chosen, np.array([position]))[0]
+                again = "partial" if strategy.recompute_layers else strategy.recompute
+                seen.add((scores.chosen["split"], again))
+                fine = layout.fine_s(scores.chosen, np.array([position]), layers)[0]
+                if strategy.layers_per_stage:
+                    fine = scores.bound_s[index]
                 assert floor_s[position] <= layout.least_s[position] * (1 + 1e-9), strategy
                 peak_bytes = answer.peak_memory_bytes * (1 + 1e-9)
                 assert fits(state_bytes[position], working_bytes[position], question, peak_bytes), strategy
@@ -142,6 +198,7 @@ def _check_bounds(model, cluster, run, space) -> None:
                 assert scores.memory_bytes[index] <= answer.peak_memory_bytes * (1 + 1e-9), strategy
                 checked += 1
     assert checked > 20
+    return seen
 
 
 @pytest.mark.parametrize("kind", ["gpt", "uneven", "mixture"])
@@ -149,7 +206,7 @@ def test_the_columns_follow_the_same_rules_as_a_single_strategy(kind) -> None:
     model, cluster, run = _case(kind, LARGE, 12, 24)
     limits = Limits(allow={"tp": (1, 2, 3, 4, 6, 12), "zero": (0, 1), "schedule": SCHEDULES, "etp": (1, 2, 3, 4)})
     space = build_space(model, cluster, run, catalog.load_framework(run.framework), limits)
-    legal = set(space.strategies())
+    legal = {strategy for strategy, _ in space.strategies()}
     chance = random.Random(3)
     for strategy in chance.sample(sorted(legal, key=repr), 60):
         assert _runs(model, cluster, run, strategy), strategy
