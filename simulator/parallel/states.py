@@ -190,13 +190,12 @@ def optimizer_step_bytes(held: HeldParameters, run: Run, strategy: Strategy, fra
 def accumulation_bytes(held: Number, run: Run, framework: Framework) -> Number:
     """HBM bytes of adding one micro-batch's weight gradients into the accumulated ones [B].
 
-    Fused into the GEMM: the accumulator is read besides being written. A kernel of its own also reads the fresh
-    gradient; that is written by the GEMM that made it, whose time has it (torch adds in place:
-    torch/csrc/autograd/functions/accumulate_grad.h).
+    A kernel of its own reads the fresh gradient and the sum and writes the sum; the fresh one is written by the GEMM
+    that made it, whose time has it (torch adds in place: torch/csrc/autograd/functions/accumulate_grad.h). Fused into
+    the GEMM, the sum is read, and written in its own dtype in place of the fresh gradient's.
     """
-    main = gradient_bytes(run, framework)
-    fresh = 0.0 if framework.fused_gradient_accumulation else parameter_bytes(run)
-    return held * (2 * main + fresh)
+    main, fresh = gradient_bytes(run, framework), parameter_bytes(run)
+    return held * (2 * main + (-fresh if framework.fused_gradient_accumulation else fresh))
 
 
 def sharding_copy_bytes(held: Number, run: Run, framework: Framework) -> tuple[Number, Number]:
