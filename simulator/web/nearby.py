@@ -92,9 +92,10 @@ def bounds(case: Case, near: Sequence[Neighbour]) -> list[Bound]:
     strategies = [each.case.strategy for each in near]
     question = Question(model=case.model, cluster=case.cluster, framework=case.framework,
                         run=replace(case.run, seq_len=case.run.seq_len or case.model.seq_len))  # fmt: skip
-    space, rows = _space(case.strategy, strategies)
+    space, rows = _space(case, strategies)
     distinct, places = np.unique(rows, return_inverse=True)
     split = {name: getattr(case.strategy, name) for name in ("sequence_parallel", "context_kind", "order")}
+    split["split"] = "even"
     layout = Layout(space, question, split, distinct)
     groups: dict[tuple[str, int, str], list[int]] = {}
     for index, strategy in enumerate(strategies):
@@ -102,9 +103,9 @@ def bounds(case: Case, near: Sequence[Neighbour]) -> list[Bound]:
     found: dict[int, Bound] = {}
     for (recompute, zero, schedule), members in groups.items():
         positions = places.reshape(-1)[members]
-        held = Block(layout, mapping_of(schedule), positions).memory_bytes(recompute, zero, schedule)
-        chosen = {**layout.chosen, "recompute": recompute, "zero": zero, "schedule": schedule}
-        least_s = layout.fine_s(chosen, positions)
+        block = Block(layout, mapping_of(schedule), positions)
+        held = block.memory_bytes(recompute, zero, schedule)
+        least_s = block.fine_s({**layout.chosen, "recompute": recompute, "zero": zero, "schedule": schedule})
         for index, seconds, size in zip(members, least_s.tolist(), held.tolist(), strict=True):
             found[index] = Bound(step_time_s=seconds, peak_bytes=size)
     return [found[index] for index in range(len(near))]
@@ -115,8 +116,9 @@ def _options(strategy: Strategy) -> tuple[str, int, str]:
     return strategy.recompute, strategy.zero, strategy.schedule if strategy.pp > 1 else "1f1b"
 
 
-def _space(current: Strategy, strategies: Sequence[Strategy]) -> tuple[Space, Any]:
+def _space(case: Case, strategies: Sequence[Strategy]) -> tuple[Space, Any]:
     """A space that holds these strategies, and the row of each."""
+    current = case.strategy
     folds = tuple(dict.fromkeys((each.ep, each.etp) for each in strategies))
     keys = [tuple(getattr(each, name) for name in _BASE) for each in strategies]
     bases = list(dict.fromkeys(keys))
@@ -126,8 +128,9 @@ def _space(current: Strategy, strategies: Sequence[Strategy]) -> tuple[Space, An
     carried = {entry.name: getattr(current, entry.name) for entry in fields(Strategy)
                if entry.name not in (*DEGREES, *OPTIONS)}  # fmt: skip
     base = {name: np.array(column, np.int64) for name, column in zip(_BASE, zip(*bases, strict=True), strict=True)}
-    space = Space(base=base, folds=folds, options=options, carried=carried, considered=len(strategies),
-                  legal=len(strategies), rejected={})  # fmt: skip
+    space = Space(base=base, folds=folds, options=options, partial=np.zeros(len(bases), np.int64),
+                  layers=case.model.layers, carried=carried, considered=len(strategies), legal=len(strategies),
+                  rejected={})  # fmt: skip
     rows = [folds.index((each.ep, each.etp)) * len(bases) + bases.index(key)
             for each, key in zip(strategies, keys, strict=True)]  # fmt: skip
     return space, np.array(rows, np.int64)
