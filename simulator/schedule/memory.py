@@ -150,7 +150,7 @@ def _changes(timeline: Timeline, footprint: Footprint) -> tuple[Floats, Floats, 
         [none, late - saved, -late, -saved],
         [forward, back, back, back],
     ])  # fmt: skip
-    made, kept, working = tables.reshape(3, -1)[:, order.table_index]
+    made, kept, working = tables.reshape(3, -1).take(order.table_index, axis=1)
     return made, kept, working
 
 
