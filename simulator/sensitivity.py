@@ -12,7 +12,7 @@ from simulator.result import Estimate
 from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
 from simulator.spec.run import Framework, Run
-from simulator.spec.strategy import Strategy
+from simulator.spec.strategy import CONTEXT_KINDS, SCHEDULES, Strategy
 
 SHARE = 0.1
 _PAIRS = ("tp", "pp", "cp")
@@ -37,7 +37,9 @@ def sensitivities(
     """Every single change, the most useful first.
 
     Hardware: a tenth more of each peak, memory bandwidth or tier, a tenth less latency. Strategy: each degree doubled
-    or halved against dp, the micro-batch, recomputation and ZeRO stage by one step; illegal steps are left out.
+    or halved against dp, the micro-batch, recomputation and ZeRO stage by one step, and each other schedule, placement
+    of the pipeline, and way to split sequences; illegal steps are left out. Whether a framework offers a step is not
+    asked.
     Raises InputError when the strategy itself cannot run.
     """
     base = estimate(model, cluster, run, strategy, framework=framework)
@@ -83,13 +85,14 @@ def _steps(strategy: Strategy) -> Iterator[tuple[str, Strategy]]:
             yield f"{name} {value} -> {2 * value}", replace(strategy, **{name: 2 * value, "dp": strategy.dp // 2})
         if value % 2 == 0:
             yield f"{name} {value} -> {value // 2}", replace(strategy, **{name: value // 2, "dp": strategy.dp * 2})
-    for name in ("micro_batch", "vp", "ep"):
+    for name in ("micro_batch", "vp", "ep", "etp"):
         value = getattr(strategy, name)
         for other in {2 * value, max(value // 2, 1)} - {value}:
             schedule = strategy.schedule
             if name == "vp" and schedule in ("1f1b", "interleaved"):
                 schedule = "interleaved" if other > 1 else "1f1b"
             yield f"{name} {value} -> {other}", replace(strategy, **{name: other, "schedule": schedule})
+    yield from _options(strategy)
     for kind in ("none", "selective", "full"):
         if kind != strategy.recompute:
             yield f"recompute {strategy.recompute} -> {kind}", replace(
@@ -98,3 +101,24 @@ def _steps(strategy: Strategy) -> Iterator[tuple[str, Strategy]]:
     for zero in (strategy.zero - 1, strategy.zero + 1):
         if 0 <= zero <= 3:
             yield f"zero {strategy.zero} -> {zero}", replace(strategy, zero=zero)
+
+
+def _options(strategy: Strategy) -> Iterator[tuple[str, Strategy]]:
+    """Other schedules, placements and ways to split sequences, where they make a difference."""
+    if strategy.pp > 1:
+        for schedule in SCHEDULES:
+            if schedule != strategy.schedule:
+                yield f"schedule {strategy.schedule} -> {schedule}", replace(strategy, schedule=schedule)
+    if strategy.pp > 1 and strategy.dp > 1:
+        order = list(strategy.order)
+        dp, pp = order.index("dp"), order.index("pp")
+        order[dp], order[pp] = "pp", "dp"
+        yield f"order {'-'.join(strategy.order)} -> {'-'.join(order)}", replace(strategy, order=tuple(order))
+    if strategy.tp > 1:
+        off = not strategy.sequence_parallel
+        words = "off -> on" if off else "on -> off"
+        yield f"sequence parallelism {words}", replace(strategy, sequence_parallel=off)
+    if strategy.cp > 1:
+        for kind in CONTEXT_KINDS:
+            if kind != strategy.context_kind:
+                yield f"context {strategy.context_kind} -> {kind}", replace(strategy, context_kind=kind)

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from simulator.plan.result import binds
 from simulator.report.text import WIDTH, rendered, table
 from simulator.units import format_bytes, format_count, format_percent, format_time, format_usd
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from simulator.plan.compare import Comparison
     from simulator.plan.result import Plan, Planned
     from simulator.project.training import Bill
+    from simulator.result import Estimate
     from simulator.sensitivity import Sensitivity
     from simulator.spec.strategy import Strategy
 
@@ -24,7 +26,7 @@ def strategy_words(strategy: Strategy) -> str:
     words += [f"micro-batch {strategy.micro_batch}", strategy.schedule if strategy.pp > 1 else ""]
     words += [f"zero {strategy.zero}" if strategy.zero else "", f"recompute {strategy.recompute}"]
     if strategy.recompute_layers:
-        words[-1] += f" ({strategy.recompute_layers} layers)"
+        words[-1] += f" ({strategy.recompute_layers} layer{'s' if strategy.recompute_layers > 1 else ''})"
     words.append(strategy.context_kind if strategy.cp > 1 else "")
     words.append("" if strategy.sequence_parallel or strategy.tp == 1 else "no sequence parallelism")
     words.append(f"layers {','.join(map(str, strategy.layers_per_stage))}" if strategy.layers_per_stage else "")
@@ -45,7 +47,7 @@ def plan_text(plan: Plan) -> str:
          f"{format_time(found.step_time_high_s)}; {format_count(found.tokens_per_s)} tokens/s, "
          f"MFU {format_percent(found.mfu)}"),
         f"memory      {format_bytes(found.peak_memory_bytes)} of {format_bytes(found.device_memory_bytes)}",
-        hanging("time goes   ", f"{best.binds}{_of_rank(best)}"),
+        hanging("time goes   ", f"{best.binds}{_rank_words(found, best.strategy.pp)}"),
         *([hanging("training    ", bill_words(best.bill))] if best.bill is not None else []),
         "",
     ]  # fmt: skip
@@ -72,11 +74,9 @@ def bill_words(bill: Bill) -> str:
             f"{format_count(bill.device_hours)} device hours, {cost}")  # fmt: skip
 
 
-def _of_rank(entry: Planned) -> str:
+def _rank_words(step: Estimate, pp: int) -> str:
     """Whose time it is, where a pipeline has several ranks."""
-    if entry.strategy.pp == 1:
-        return ""
-    return f"; of pipeline rank {entry.estimate.time.rank} (0 to {entry.strategy.pp - 1}), which ends last"
+    return f"; of pipeline rank {step.time.rank} (0 to {pp - 1}), which ends last" if pp > 1 else ""
 
 
 def _runners(entries: Sequence[Planned]) -> list[str]:
@@ -114,11 +114,20 @@ def comparison_text(answer: Comparison) -> str:
     ])  # fmt: skip
 
 
-def sensitivity_text(rows: Sequence[Sensitivity]) -> str:
-    """Changes, the most useful first."""
+def sensitivity_text(base: Estimate, rows: Sequence[Sensitivity]) -> str:
+    """What binds a step, and changes, the most useful first; where it does not fit, those that make it fit first."""
     lines = [
         (row.change, row.kind, f"{row.gain_fraction:+.2%}", format_time(row.step_time_s),
-         "" if row.fits else "does not fit")
-        for row in rows
+         format_bytes(row.peak_memory_bytes), "" if row.fits else "does not fit")
+        for row in sorted(rows, key=lambda row: not base.fits and not row.fits)
     ]  # fmt: skip
-    return rendered([table("What one change would buy", ("change", "of", "gain", "step", ""), lines)])
+    room = base.device_memory_bytes - base.peak_memory_bytes
+    verdict = f"{format_bytes(room)} to spare" if base.fits else f"does not fit by {format_bytes(-room)}"
+    pp = base.strategy["pp"]
+    return rendered([
+        f"step time   {format_time(base.step_time_s)}",
+        hanging("binds       ", f"{binds(base)}{_rank_words(base, pp)}"),
+        f"memory      {format_bytes(base.peak_memory_bytes)} of {format_bytes(base.device_memory_bytes)}: {verdict}",
+        "",
+        table("What one change would buy", ("change", "of", "gain", "step", "memory", ""), lines),
+    ])  # fmt: skip

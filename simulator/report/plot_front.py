@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from simulator.plan.front import Front, FrontPoint
 from simulator.report.plot_style import BAD, FAMILIES, INK, grid, new_figure, styled
-from simulator.units import format_bytes, format_count
+from simulator.units import format_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,15 +32,18 @@ def front_picture(front: Front) -> Figure:
             _cost(axes, mine, shade)
     if len(counts) == 1:
         _name(left, front.points)
-    limit = front.points[0].estimate.device_memory_bytes
-    left.axhline(limit / GIB, color=BAD, linestyle=(0, (5, 3)), linewidth=1.2)
-    left.annotate(f"{format_bytes(limit)} per device", (1.0, limit / GIB), xycoords=("axes fraction", "data"),
-                  xytext=(0, 3), textcoords="offset points", ha="right", color=BAD, fontsize=8.5)  # fmt: skip
-    left.set(xlabel="seconds per step", ylabel="peak memory, GiB", ylim=(0, 1.1 * limit / GIB))
+    limit = front.points[0].estimate.device_memory_bytes / GIB
+    most = max(point.estimate.peak_memory_bytes for point in front.points) / GIB
+    near = most > 0.5 * limit
+    if near:
+        left.axhline(limit, color=BAD, linestyle=(0, (5, 3)), linewidth=1.2)
+        left.annotate(f"{limit:.4g} GiB per device", (1.0, limit), xycoords=("axes fraction", "data"), xytext=(0, 3),
+                      textcoords="offset points", ha="right", color=BAD, fontsize=8.5)  # fmt: skip
+    left.set(xlabel="seconds per step", ylabel="peak memory, GiB", ylim=(0, 1.1 * (limit if near else most)))
     left.set_title(f"{front.model} on {front.cluster}: what nothing beats")
     if len(counts) > 1:
-        left.set_xscale("log")
-        left.legend(loc="lower left")
+        _logarithmic(left)
+        left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4, frameon=False)
     else:
         left.margins(x=0.2)
     grid(left)
@@ -49,17 +52,24 @@ def front_picture(front: Front) -> Figure:
 
 def _cost(axes: Axes, points: list[FrontPoint], shade: str) -> None:
     """Days against dollars, or device hours where no price is known."""
-    from matplotlib.ticker import NullFormatter
-
     known = all(point.bill.usd is not None for point in points)
     paid = [p.bill.usd if p.bill.usd is not None else p.bill.device_hours for p in points]
     axes.plot([p.bill.days for p in points], paid, color=shade, marker="o", linestyle="none")
-    axes.set(xscale="log", xlabel="days of training", ylabel="dollars" if known else "device hours")
+    axes.set(xlabel="days of training", ylabel="dollars" if known else "device hours")
+    _logarithmic(axes)
     axes.set_title(f"{format_count(points[0].bill.tokens)} tokens")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(lambda value, _: format_count(value, 3))
     grid(axes)
+
+
+def _logarithmic(axes: Axes) -> None:
+    """Logarithmic across, with numbers as people write them."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _name(axes: Axes, points: tuple[FrontPoint, ...]) -> None:

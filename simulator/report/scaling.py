@@ -33,13 +33,13 @@ def deadline_text(answer: Deadline) -> str:
     items: list[Any] = [
         f"{answer.model} on {answer.cluster}: {format_count(answer.tokens)} tokens in {_days(answer.deadline_s)}",
         "",
-        f"devices     {point.devices:,} ({point.nodes:,} nodes): {answer.claim}",
+        hanging("devices     ", f"{point.devices:,} ({point.nodes:,} nodes): {answer.claim}"),
     ]
     if point.plan is not None and point.bill is not None:
         late = f"{_days((point.days_high or 0.0) * 86400.0)} at the slow end of the likely range"
         items += [
-            f"training    {bill_words(point.bill)}; {late}",
-            f"best        {strategy_words(point.plan[0].strategy)}",
+            hanging("training    ", f"{bill_words(point.bill)}; {late}"),
+            hanging("best        ", strategy_words(point.plan[0].strategy)),
             f"step time   {format_time(point.plan[0].estimate.step_time_s)}",
         ]
     rows = [(*row, _verdict(each, answer)) for each, row in zip(answer.tried, map(_tried, answer.tried), strict=True)]
@@ -94,18 +94,20 @@ def _verdicts(curve: Scaling) -> list[str]:
     if knee is last:
         words = f"none up to {last.devices:,} devices: each still does {share}"
     unproven = [f"{point.devices:,}" for point in curve.planned if point.plan and not point.plan.proof.optimal]
+    best = f"{curve.best.devices:,} devices, by {curve.objective}"
     proofs = f"not proven at {', '.join(unproven)}: time ran out" if unproven else "every strategy is proven best"
     paid = curve.planned[0].bill
     return [
-        f"knee        {words}",
-        f"best        {curve.best.devices:,} devices, by {curve.objective}; {proofs} ({curve.wall_s:.1f} s)",
-        "of best: tokens/s of a device over the best count's. added: tokens/s that the added devices bring, over",
-        f"what those before do, device by device. {_billing(paid.tokens) if paid else ''}",
+        hanging("knee        ", words),
+        hanging("best        ", f"{best}; {proofs} ({curve.wall_s:.1f} s)"),
+        hanging("of best     ", "tokens/s of a device over those at the best count"),
+        hanging("added       ", "what each added device brings, over what each of those before it does"),
+        hanging("days, cost  ", _billing(paid.tokens) if paid else "-"),
     ]
 
 
 def _billing(tokens: float) -> str:
-    return f"Days and cost: {format_count(tokens)} tokens, failures included."
+    return f"{format_count(tokens)} tokens, failures included"
 
 
 def _refused(points: Sequence[Point]) -> list[str]:
