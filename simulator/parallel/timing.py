@@ -40,7 +40,7 @@ from simulator.cluster.peaks import constants_for
 from simulator.cluster.placement import Group
 from simulator.parallel.recompute import Policy, recomputed_operations
 from simulator.spec.hardware import Cluster, Device
-from simulator.spec.kernels import MEASURED_WATTS, sustained_slowdown
+from simulator.spec.kernels import MEASURED_LIMITS, PowerLimit, sustained_slowdown
 
 KIND_OF = {Gemm: "gemm", GroupedGemm: "grouped_gemm", AttentionCore: "attention", Pointwise: "pointwise",
            Lookup: "lookup"}  # fmt: skip
@@ -214,8 +214,9 @@ def _sustained(works: Sequence[Work], cold_s: list[Any], device: Device) -> list
     The limit lowers the clock, so every dtype pays what long 16-bit products were measured to pay; what long products
     of narrower dtypes lose beyond that, they lose to memory.
     """
-    measured_watts = MEASURED_WATTS.get(device.generation, 0.0)
-    slowdown = sustained_slowdown(constants_for(device, "gemm", "bf16"), device.tdp_watts, measured_watts)
+    own = PowerLimit(device.tdp_watts, device.peak_flops_per_s.get("bf16", 0.0), device.units)
+    measured = MEASURED_LIMITS.get(device.generation)
+    slowdown = sustained_slowdown(constants_for(device, "gemm", "bf16"), own, measured)
     return [
         seconds * slowdown if isinstance(work, MATRIX) else seconds
         for work, seconds in zip(works, cold_s, strict=True)

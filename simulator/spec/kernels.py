@@ -54,22 +54,38 @@ class KernelModel:
         return replace(self, constants=constants)
 
 
-def sustained_slowdown(constants: Mapping[str, float], tdp_watts: float = 0.0, measured_watts: float = 0.0) -> float:
-    """Factor by which the power limit lengthens matrix kernels that run on and on.
+@dataclass(frozen=True, slots=True)
+class PowerLimit:
+    """What sets the clock under load: the limit [W], the dense 16-bit matrix peak [FLOP/s], the units that share both."""
+
+    tdp_watts: float
+    peak_flops_per_s: float
+    units: int
+
+
+def sustained_slowdown(
+    constants: Mapping[str, float], own: PowerLimit | None = None, measured: PowerLimit | None = None
+) -> float:
+    """Factor by which the power limit lengthens matrix kernels that run on and on, against the datasheet's clock.
 
     On the measured device: what its longest kernels, of 0.1 s, were measured to lose; nothing is extrapolated
-    beyond them. A sibling with another power limit holds another clock: dynamic power grows with f V^2, about f^3, so
-    the clock goes with the cube root of the limit (Chandrakasan 1992, "Low-Power CMOS Digital Design").
+    beyond them. A sibling with another limit per unit holds another clock: dynamic power grows with f V^2, about f^3, so
+    the clock goes with the cube root of the limit (Chandrakasan 1992, "Low-Power CMOS Digital Design"). What a sibling's
+    peak per unit is higher by, is a higher clock in its datasheet, which the limit does not let it hold: GB200's best
+    products run 4 % faster than B200's at 1.2 times the power, not 11 % as their peaks (stas00/ml-engineering, MAMF).
 
     >>> constants = {"throttle": 0.1, "throttle_time_s": 1e-3, "throttle_power": 4.0, "throttle_drift": 0.06}
-    >>> round(sustained_slowdown(constants), 4), round(sustained_slowdown(constants, 800.0, 700.0), 4)
-    (1.15, 1.0999)
+    >>> b200, gb200 = PowerLimit(1000.0, 2.25e15, 148), PowerLimit(1200.0, 2.5e15, 148)
+    >>> round(sustained_slowdown(constants), 4), round(sustained_slowdown(constants, gb200, b200), 4)
+    (1.15, 1.2024)
     """
     if not constants.get("throttle"):
         return 1.0
     slower = 1.0 + float(throttled_share(LONGEST_MEASURED_S, constants))
-    if tdp_watts and measured_watts:
-        slower *= float((measured_watts / tdp_watts) ** (1.0 / 3.0))
+    if own and measured and own.tdp_watts:
+        share = (own.units or measured.units) / measured.units
+        clock = (own.tdp_watts / share / measured.tdp_watts) ** (1.0 / 3.0)
+        slower *= own.peak_flops_per_s / share / measured.peak_flops_per_s / clock
     return max(slower, 1.0)
 
 
@@ -109,8 +125,11 @@ MEASURED: Mapping[str, str] = {
     "ampere": "a100-sxm-80gb", "hopper": "h100-sxm-80gb", "blackwell": "b200-sxm-180gb",
 }  # fmt: skip
 """The device of each generation whose kernels were measured."""
-MEASURED_WATTS: Mapping[str, float] = {"ampere": 400.0, "hopper": 700.0, "blackwell": 1000.0}
-"""Its power limit [W] (datasheets: hardware/devices)."""
+MEASURED_LIMITS: Mapping[str, PowerLimit] = {
+    "ampere": PowerLimit(400.0, 312e12, 108), "hopper": PowerLimit(700.0, 989e12, 132),
+    "blackwell": PowerLimit(1000.0, 2250e12, 148),
+}  # fmt: skip
+"""Its power limit, bf16 peak and units (datasheets: hardware/devices)."""
 
 _EVIDENCE: Mapping[str, tuple[float, str]] = {
     "pascal": (0.70, "no matrix units; 70 % of the vector peak assumed"),
