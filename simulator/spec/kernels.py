@@ -56,7 +56,7 @@ class KernelModel:
 
 @dataclass(frozen=True, slots=True)
 class PowerLimit:
-    """What sets the clock under load: the limit [W], the dense 16-bit matrix peak [FLOP/s], the units that share both."""
+    """What sets the clock under load: the limit [W], the dense 16-bit matrix peak [FLOP/s], the units that share them."""
 
     tdp_watts: float
     peak_flops_per_s: float
@@ -68,9 +68,9 @@ def sustained_slowdown(
 ) -> float:
     """Factor by which the power limit lengthens matrix kernels that run on and on, against the datasheet's clock.
 
-    On the measured device: what its longest kernels, of 0.1 s, were measured to lose; nothing is extrapolated
-    beyond them. A sibling with another limit per unit holds another clock: dynamic power grows with f V^2, about f^3, so
-    the clock goes with the cube root of the limit (Chandrakasan 1992, "Low-Power CMOS Digital Design"). What a sibling's
+    On the measured device: what its longest kernels, of 0.1 s, were measured to lose; nothing is extrapolated beyond
+    them. A sibling with another limit per unit holds another clock: dynamic power grows with f V^2, about f^3, so the
+    clock goes with the cube root of the limit (Chandrakasan 1992, "Low-Power CMOS Digital Design"). What a sibling's
     peak per unit is higher by, is a higher clock in its datasheet, which the limit does not let it hold: GB200's best
     products run 4 % faster than B200's at 1.2 times the power, not 11 % as their peaks (stas00/ml-engineering, MAMF).
 
