@@ -56,7 +56,7 @@ class KernelModel:
 
 @dataclass(frozen=True, slots=True)
 class PowerLimit:
-    """What sets the clock under load: the limit [W], the dense 16-bit matrix peak [FLOP/s], the units that share them."""
+    """What sets a clock under load: limit [W], dense 16-bit matrix peak [FLOP/s], and the units that share both."""
 
     tdp_watts: float
     peak_flops_per_s: float
