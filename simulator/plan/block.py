@@ -68,6 +68,7 @@ class Block:
         self._works: dict[tuple[str, int, bool], tuple[Floats, Floats, Floats, Floats]] = {}
         self._states: dict[int, tuple[Floats, Floats]] = {}
         self._kept: dict[str, tuple[Floats, ...]] = {}
+        self._flights: dict[str, Any] = {}
 
     def setting(self, recompute: str, zero: int) -> Setting:
         """The rows' degrees with their groups, under a recomputation and a ZeRO stage."""
@@ -102,10 +103,7 @@ class Block:
         kept, late, forward, backward = self._held(recompute)
         if layers is not None:
             kept = self._kept_with(layers)
-        in_flight = peak_in_flight(
-            schedule, pp=self.columns["pp"], micro_batches=self.micro_batches,
-            rank=self.ranks[:, _FULLEST.get(schedule, 0)], vp=self.columns["vp"],
-        )  # fmt: skip
+        in_flight = self._in_flight(schedule)
         fused = schedule in FUSED
         each = kept if fused else np.minimum(kept, late)
         working = np.maximum(forward, backward) if fused else forward
@@ -142,13 +140,26 @@ class Block:
             )
         return self._kept[recompute]
 
+    def _in_flight(self, schedule: str) -> Any:
+        if schedule not in self._flights:
+            self._flights[schedule] = peak_in_flight(
+                schedule, pp=self.columns["pp"], micro_batches=self.micro_batches,
+                rank=self.ranks[:, _FULLEST.get(schedule, 0)], vp=self.columns["vp"],
+            )  # fmt: skip
+        return self._flights[schedule]
+
+    @cached_property
+    def _recomputed(self) -> tuple[Stage, dict[str, SegmentMemory]]:
+        """The rows' stages, and what their segments keep under full recomputation."""
+        distinct = self.layout.memories["full"]
+        return self._stage(self.parts), {name: _gathered_memory(distinct[name], self.place) for name in self.parts}
+
     def _kept_with(self, layers: Ints) -> Floats:
         """As `_held`, what is kept when full recomputation stops at a number of layers [B]."""
-        distinct = self.layout.memories["full"]
-        memories = {name: _gathered_memory(distinct[name], self.place) for name in self.parts}
+        stage, memories = self._recomputed
         degrees = strategy_of(self.columns, {**self.chosen, "recompute": "full", "recompute_layers": layers})
         setting = replace(self.setting("full", 0), strategy=degrees)
-        kept = kept_bytes(self._stage(self.parts), setting, memories)
+        kept = kept_bytes(stage, setting, memories)
         return self._least(np.broadcast_to(np.asarray(kept, np.float64), next(iter(self.parts.values())).shape))
 
     def _least(self, sizes: Floats) -> Floats:

@@ -20,14 +20,7 @@ PAIRED = ("dualpipe", "dualpipev")
 def least_step_time_s(costed: Costed) -> float:
     """Seconds that no run of the engine can beat for these costs [s]."""
     strategy, setting = costed.setting.strategy, costed.setting
-    ends: dict[tuple[int, ...], float] = {}
-    tails = []
-    for held in held_stages(mapping_of(strategy.schedule), strategy.pp, strategy.vp):
-        key = tuple(id(costed.costs[stage]) for stage in held)
-        if key not in ends:
-            stages, costs = [costed.program.stages[s] for s in held], [costed.costs[s] for s in held]
-            ends[key] = float(step_end(stages, costs, setting).total_s)
-        tails.append(ends[key])
+    tails = _tails_s(costed)
     paired = strategy.schedule in PAIRED
     transfers = transfers_of(costed.program, setting)
     least = float(
@@ -51,6 +44,29 @@ def least_step_time_s(costed: Costed) -> float:
         return max(costed.program.micro_batches * w + tail for w, tail in zip(work, tails, strict=True))
     # Where every rank ends on a backward that the rank before waits for, the first rank ends last.
     return least + (tails[0] if strategy.schedule in FUSED else min(tails))
+
+
+def runs_alike(one: Costed, other: Costed) -> bool:
+    """Whether the engine is given the same: equal costs, transfers and ends of the step."""
+    return (
+        one.costs == other.costs
+        and transfers_of(one.program, one.setting) == transfers_of(other.program, other.setting)
+        and _tails_s(one) == _tails_s(other)
+    )
+
+
+def _tails_s(costed: Costed) -> list[float]:
+    """The end of the step on every rank [s]."""
+    strategy = costed.setting.strategy
+    ends: dict[tuple[int, ...], float] = {}
+    tails = []
+    for held in held_stages(mapping_of(strategy.schedule), strategy.pp, strategy.vp):
+        key = tuple(id(costed.costs[stage]) for stage in held)
+        if key not in ends:
+            stages, costs = [costed.program.stages[s] for s in held], [costed.costs[s] for s in held]
+            ends[key] = float(step_end(stages, costs, costed.setting).total_s)
+        tails.append(ends[key])
+    return tails
 
 
 def _seconds(cost: StageCost, phases: tuple[str, ...], *, paired: bool) -> float:

@@ -95,11 +95,15 @@ class Pool:
         """How the layers of an entry are split."""
         return str(self.groups[name[0]][1]["split"])
 
+    def base(self, name: Name) -> int:
+        """The base of an entry in its space."""
+        layout, _ = self.groups[name[0]]
+        return int(layout.rows[name[1]] % layout.space.bases)
+
     def numbers(self, name: Name) -> tuple[int, int]:
         """The most layers that an entry's strategy may recompute without recomputing all, and all."""
-        layout, _ = self.groups[name[0]]
-        base = layout.rows[name[1]] % layout.space.bases
-        return int(layout.space.partial[base]), int(layout.space.largest_stage(base))
+        space, base = self.groups[name[0]][0].space, self.base(name)
+        return int(space.partial[base]), int(space.largest_stage(np.array(base)))
 
     def strategy(self, name: Name, layers: int) -> Strategy:
         """One strategy, with so many layers of each stage recomputed (-1: as chosen), on its even split."""

@@ -21,7 +21,7 @@ from simulator.estimate import summarise
 from simulator.lowered import Costed, cost_step, run_costed
 from simulator.parallel.lower import layers_of_stages
 from simulator.plan.balance import Balance
-from simulator.plan.bounds import least_step_time_s
+from simulator.plan.bounds import least_step_time_s, runs_alike
 from simulator.plan.pool import Name, Pool
 from simulator.plan.score import Question, Sieve
 from simulator.plan.space import Space
@@ -79,6 +79,7 @@ class Found:
     bound_s: float = field(compare=False)
     also: tuple[tuple[str, ...], ...] = field(default=(), compare=False)
     """Placements with the same time and memory."""
+    name: Name = field(default=(0, 0), compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,8 +280,7 @@ class _Search:
             self._simulate(waiting, waiting.costed)
             return
         self.refined += 1
-        question = self.question
-        costed = cost_step(question.model, question.cluster, question.run, waiting.strategy, question.framework)
+        costed = self._cost(waiting.strategy)
         bound_s = max(least_step_time_s(costed), waiting.bound_s)
         key = self.objective.key(bound_s, waiting.memory_bytes)
         self._wait(replace(waiting, key=key, bound_s=bound_s, costed=costed))
@@ -297,7 +297,7 @@ class _Search:
             return
         key = self.objective.key(answer.step_time_s, answer.peak_memory_bytes)
         place = (answer.peak_memory_bytes, *(float(part) for part in (*waiting.name, waiting.layers)))
-        self._insert(Found(key, place, strategy, answer, waiting.bound_s))
+        self._insert(Found(key, place, strategy, answer, waiting.bound_s, name=waiting.name))
 
     def _go_on(self, waiting: _Waiting, answer: Estimate) -> None:
         """The next number of layers to recompute: one more where so many do not fit; towards the fastest of those that
@@ -329,12 +329,28 @@ class _Search:
         insort(self.found, new)
         del self.found[self.limit :]
 
+    def _with_placements(self, found: Found) -> Found:
+        """An answer with every legal placement that runs alike."""
+        base = self.pool.base(found.name)
+        orders = [order for order, allowed in self.space.options["order"].items() if allowed[base]]
+        others = [order for order in orders if order not in (found.strategy.order, *found.also)]
+        if not others:
+            return found
+        mine = self._cost(found.strategy)
+        alike = [order for order in others if runs_alike(mine, self._cost(replace(found.strategy, order=order)))]
+        return replace(found, also=tuple(order for order in orders if order in (*found.also, *alike)))
+
+    def _cost(self, strategy: Strategy) -> Costed:
+        question = self.question
+        return cost_step(question.model, question.cluster, question.run, strategy, question.framework)
+
     def _result(self, least: tuple[float, ...] | None) -> Searched:
         gap = 0.0 if self.complete else 1.0
         if self.complete and least is not None and self.found:
             best = self.found[0].key[0]
             gap = max((best - least[0]) / best, 0.0)
-        return Searched(found=tuple(self.found), scored=self.scored, unfit=self.unfit, refined=self.refined,
+        found = tuple(self._with_placements(each) for each in self.found)
+        return Searched(found=found, scored=self.scored, unfit=self.unfit, refined=self.refined,
                         engine_runs=self.engine_runs, gap=gap, complete=self.complete)  # fmt: skip
 
 
