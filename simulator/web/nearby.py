@@ -34,7 +34,7 @@ class Neighbour:
 
     @property
     def label(self) -> str:
-        return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.change.items())
+        return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.change.items() if value != "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ def _check_schedule(case: Case) -> None:
 
 
 def _changes(case: Case) -> Iterator[dict[str, Any]]:
-    """Changes of one step of one dial; virtual stages bring their schedule along."""
+    """Changes of one step of one dial, with what follows from it: the schedule of virtual stages, an even split."""
     stops = dial_values(case)
     strategy = case.strategy
     for name in _DIALS:
@@ -76,18 +76,20 @@ def _changes(case: Case) -> Iterator[dict[str, Any]]:
             change: dict[str, Any] = {name: other}
             if name == "vp" and strategy.schedule in ("1f1b", "interleaved"):
                 change["schedule"] = "interleaved" if other > 1 else "1f1b"
+            if name in ("pp", "vp") and strategy.layers_per_stage:
+                change["layers_per_stage"] = ""
             yield change
     for word in ("none", "selective", "full"):
         if word != strategy.recompute:
-            yield {"recompute": word}
+            yield {"recompute": word, **({"recompute_layers": 0} if strategy.recompute_layers else {})}
 
 
 def bounds(case: Case, near: Sequence[Neighbour]) -> list[Bound]:
     """A bound of each neighbour, by the formulas of the planner over columns: close to its estimate, never above it.
 
-    Empty where the planner scores no such strategy: recomputation of only some layers, or unequal nodes.
+    Empty where that takes more than columns: recomputation of only some layers, a split of one's own, unequal nodes.
     """
-    if case.strategy.recompute_layers or is_unequal(case.cluster) or not near:
+    if case.strategy.recompute_layers or case.strategy.layers_per_stage or is_unequal(case.cluster) or not near:
         return []
     strategies = [each.case.strategy for each in near]
     question = Question(model=case.model, cluster=case.cluster, framework=case.framework,

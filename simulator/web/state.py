@@ -26,9 +26,13 @@ FIELDS = {
     **{name: kind for name, kind in get_type_hints(Run).items() if name in {"global_batch", "seq_len", "precision",
        "optimizer", "framework", "attention"}},
     **{name: kind for name, kind in get_type_hints(Strategy).items() if kind in {int, str, bool}},
-    "model": str, "cluster": str, "nodes": int,
+    "model": str, "cluster": str, "nodes": int, "layers_per_stage": str, "order": str,
 }  # fmt: skip
-"""Every key of the state and its type."""
+"""Every key of the state and its type; layers per stage are written as "26,14", the order as "tp-cp-ep-dp-pp"."""
+JOINED = {"layers_per_stage": ",", "order": "-"}
+"""Settings of several parts, and what stands between these."""
+MAX_TEXT = {"layers_per_stage": 1024}
+"""Characters of a text that may be longer than others."""
 MAX_TASKS = 300_000
 """Tasks of one step that the page simulates (about 0.3 s)."""
 _RUN = {entry.name for entry in fields(Run)}
@@ -57,6 +61,10 @@ def read_case(state: Mapping[str, Any]) -> Case:
     model, cluster, framework = _named(state)
     run_fields = {name: value for name, value in state.items() if name in _RUN}
     chosen = {name: value for name, value in state.items() if name in _STRATEGY}
+    if "layers_per_stage" in chosen:
+        chosen["layers_per_stage"] = _layers(chosen["layers_per_stage"])
+    if "order" in chosen:
+        chosen["order"] = tuple(chosen["order"].split(JOINED["order"]))
     said: tuple[str, ...] = ()
     if "dp" not in chosen:
         taken = max(chosen.get("tp", 1) * chosen.get("pp", 1) * chosen.get("cp", 1), 1)
@@ -73,6 +81,15 @@ def read_case(state: Mapping[str, Any]) -> Case:
     return Case(model=model, cluster=cluster, run=run, strategy=strategy, framework=framework, said=said)
 
 
+def _layers(text: str) -> tuple[int, ...]:
+    """Layers of each stage, from "26,14"."""
+    parts = text.split(JOINED["layers_per_stage"]) if text else []
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        words = "layers_per_stage must be whole numbers with commas."
+        raise InputError([Problem(words, "layers_per_stage", "As 26,14; none for the even split.")])
+    return tuple(map(int, parts))
+
+
 def _check_types(state: Mapping[str, Any]) -> None:
     complaints = Complaints()
     for name, value in state.items():
@@ -83,8 +100,8 @@ def _check_types(state: Mapping[str, Any]) -> None:
             complaints.add(f"{name} must be {kinds[FIELDS[name]]}.", where=name)
         elif isinstance(value, int) and abs(value) > MAX_EXACT:
             complaints.add(f"{name} is beyond 2^53.", where=name)
-        elif isinstance(value, str) and len(value) > 64:
-            complaints.add(f"{name} is longer than 64 characters.", where=name)
+        elif isinstance(value, str) and len(value) > (most := MAX_TEXT.get(name, 64)):
+            complaints.add(f"{name} is longer than {most} characters.", where=name)
     for name in ("model", "cluster"):
         complaints.require(name in state, f"{name} is missing.", where=name)
     complaints.raise_if_any()
@@ -122,6 +139,7 @@ def catalogue() -> dict[str, Any]:
         "words": {"schedule": SCHEDULES, "recompute": RECOMPUTE[:3], "precision": PRECISIONS, "optimizer": OPTIMIZERS,
                   "context_kind": CONTEXT_KINDS},
         "start": dict(START),
+        "split": sorted(FIELDS.keys() & _STRATEGY),
     }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from simulator.result import Estimate
 from simulator.spec.strategy import Strategy
 from simulator.units import format_bytes, format_percent, format_time
 from simulator.web.nearby import Bound, Neighbour, bounds, neighbours
-from simulator.web.state import FIELDS, START, Case, catalogue, dial_values, read_case
+from simulator.web.state import FIELDS, JOINED, START, Case, catalogue, dial_values, read_case
 
 State = Mapping[str, Any]
 MAX_PLANNED = 50
@@ -176,12 +176,13 @@ def plan_view(body: State) -> dict[str, Any]:
 
 def _row(strategy: Strategy, answer: Estimate, why: str, tied: bool) -> dict[str, Any]:
     # Without dp, which a plan leaves to the other degrees: turning a dial afterwards keeps every device at work.
-    change = {
+    values = {
         entry.name: getattr(strategy, entry.name)
         for entry in fields(Strategy)
         if entry.name in FIELDS and entry.name != "dp"
         and (entry.name in START or getattr(strategy, entry.name) != entry.default)
     }  # fmt: skip
+    change = {name: JOINED[name].join(map(str, value)) if name in JOINED else value for name, value in values.items()}
     label = strategy_words(strategy)
     return {
         "label": label, "change": change, "step": format_time(answer.step_time_s), "mfu": format_percent(answer.mfu),

@@ -208,6 +208,25 @@ def test_plan_finds_the_best_and_shows_why(page: Page, server: Explorer) -> None
     expect(page.locator("#headline [data-term=step_time_s] b")).to_have_text(second.locator("td").nth(1).inner_text())
 
 
+def test_each_planned_strategy_is_a_click_away_from_any_other(page: Page, server: Explorer) -> None:
+    # Some of these recompute a few layers only, which the others must not inherit.
+    state = {**SMALL, "model": "gpt3-13b", "nodes": "1", "seq_len": "2048"}
+    visit(page, server, **state)
+    page.get_by_role("button", name="Plan").click()
+    expect(page.locator("#planned")).to_be_visible(timeout=60_000)
+    settled(page)
+    rows = page.locator("#plan-rows tbody tr")
+    assert rows.filter(has_text="layers)").count() > 0
+    for index in [*range(rows.count()), 0]:
+        row = rows.nth(index)
+        row.locator("button").click()
+        expect(page.locator("#headline [data-term=step_time_s] b")).to_have_text(row.locator("td").nth(1).inner_text())
+        assert page.locator("#problems").is_hidden()
+    turn(page, "recompute", "none")
+    assert setting(page, "recompute_layers") is None
+    assert page.locator("#problems").is_hidden()
+
+
 def test_a_plan_that_cannot_be_says_why(page: Page, server: Explorer) -> None:
     visit(page, server, **{**SMALL, "model": "gpt3-175b", "nodes": "1", "pp": "4", "tp": "2"})
     page.get_by_role("button", name="Plan").click()

@@ -7,6 +7,8 @@ import { ask, fromHash, number, toHash } from "./state.js";
 /** @type {import("./state.js").State} */
 let state = {};
 let start = {};
+/** @type {string[]} names of the settings that make a strategy */
+let split = [];
 let answer = null;
 let points = {};
 /** @type {any[]} */
@@ -75,6 +77,9 @@ function turn(change) {
     if (value === undefined) delete state[name];
     else state[name] = value;
   }
+  // What was made for other stages, or for another recomputation, goes with them.
+  if (["pp", "vp", "model"].some((name) => name in change) && !("layers_per_stage" in change)) delete state.layers_per_stage;
+  if ("recompute" in change && !("recompute_layers" in change)) delete state.recompute_layers;
   // A loop schedule has virtual stages exactly if there is more than one per rank.
   if ("vp" in change && !("schedule" in change)) {
     if (state.vp > 1 && state.schedule === "1f1b") state.schedule = "interleaved";
@@ -101,12 +106,17 @@ async function plan() {
   showPlan(found);
   say("planned");
   document.body.dataset.planned = String(found.rows.length);
-  if (planned.length) follow(planned[0].change);
+  if (planned.length) adopt(planned[0].change);
 }
 
-/** Go to a strategy: its settings replace those of the split. */
+/** Go to a neighbour: what it changes, with as many replicas as that leaves. */
 function follow(change) {
   turn({ dp: undefined, ...change });
+}
+
+/** Go to a planned strategy: its settings replace all of the split. */
+function adopt(change) {
+  turn({ ...Object.fromEntries(split.map((name) => [name, undefined])), ...change });
 }
 
 async function share() {
@@ -123,8 +133,8 @@ function clicked(event) {
   if (!found) return;
   const { term, point, planned: index } = found.dataset;
   if (term && answer?.document.terms[term]) showWhy(answer.document.terms[term]);
-  else if (point && points[point]) follow(points[point]);
-  else if (index) follow(planned[Number(index)].change);
+  else if (point && points[point]) (point.startsWith("p") ? adopt : follow)(points[point]);
+  else if (index) adopt(planned[Number(index)].change);
 }
 
 function changed(name, value, done) {
@@ -146,6 +156,7 @@ async function begin() {
     return;
   }
   start = found.start;
+  split = found.split;
   fromAddress();
   dials.build(found.words, found.names, changed);
   dials.show(state, {}, {});

@@ -60,6 +60,10 @@ def test_a_state_means_what_the_library_means() -> None:
         ({"tp": 2**60}, "tp", "2^53"),
         ({"schedule": "1f1"}, "schedule", "Did you mean 1f1b?"),
         ({"schedule": "x" * 65}, "schedule", "longer"),
+        ({"layers_per_stage": "16,x"}, "layers_per_stage", "whole numbers"),
+        ({"layers_per_stage": "16,15"}, "layers_per_stage", "sums to 31"),
+        ({"layers_per_stage": "1" * 1025}, "layers_per_stage", "longer"),
+        ({"order": "tp-dp"}, "order", "once each"),
         ({"color": 1}, "state", "no setting"),
         ({"zer": 1}, "state", "Did you mean zero?"),
         ({"global_batch": 33}, "global_batch", "nearest batch"),
@@ -177,6 +181,26 @@ def test_planned_points_are_drawn_and_lead_to_their_settings() -> None:
 def test_points_that_are_no_points_are_refused(point: Any) -> None:
     with pytest.raises(InputError, match="planned"):
         scatter_view({"state": state(), "planned": [point]})
+
+
+def test_a_split_and_an_order_of_ones_own_are_settings() -> None:
+    case = read_case(state(layers_per_stage="20,12", order="tp-cp-ep-pp-dp"))
+    order = ("tp", "cp", "ep", "pp", "dp")
+    assert case.strategy == sim.Strategy(tp=2, pp=2, dp=4, layers_per_stage=(20, 12), order=order)
+    assert read_case(state(layers_per_stage="")).strategy.layers_per_stage == ()
+    view = scatter_view({"state": state(layers_per_stage="20,12")})
+    assert {"pp": 4, "layers_per_stage": ""} in view["points"].values()
+    assert "pp 4" in {row["name"] for row in view["nearby"]}
+
+
+def test_every_planned_strategy_is_reached_whole() -> None:
+    """What a row promises is what its settings give: splits, placements and partial recomputation included."""
+    here = {**SMALL, "model": "gpt3-13b", "nodes": 1, "seq_len": 2048}
+    bare = {name: value for name, value in here.items() if name not in ("tp", "pp")}
+    for row in plan_view({"state": here})["rows"]:
+        there = estimate_view({"state": {**bare, **row["change"]}})["document"]
+        assert there["headline"][0]["value"] == row["step"], row["label"]
+        assert there["headline"][3]["value"] == row["memory"], row["label"]
 
 
 def test_a_plan_leads_to_the_strategy_it_names() -> None:
