@@ -62,9 +62,13 @@ def peak_memory(lowered: Lowered, case: Case) -> float:
     micro-batch no gradient exists when the loss is made, and all do when the activations are gone; later micro-batches
     find the gradients of the first.
     """
-    setting = lowered.setting
-    if not refused(case.strategy, case.run, setting.framework):
-        return eager_peak(model_of(case.model), case.run, case.strategy, setting.framework).total_bytes
+    run, software = case.run, lowered.setting.framework
+    if run.precision != "fp32":
+        # The measured module is narrow throughout: its parameters, gradients and moments too.
+        run = replace(run, optimizer="adam-bf16")
+        software = replace(software, stored_parameter_dtype=run.precision)
+    if not refused(case.strategy, run, software):
+        return eager_peak(model_of(case.model), run, case.strategy, software).total_bytes
     parts, micro_batches = memory_of(lowered).parts, lowered.program.micro_batches
     held = sum(value for name, value in parts.items() if name not in ("gradients", "activations", "working_set"))
     at_loss, gradients = parts["activations"] + parts["working_set"], parts["gradients"]

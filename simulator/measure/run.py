@@ -20,7 +20,7 @@ def measure(suite: str, *, rounds: int = 7, progress: Callable[[str], None] | No
     rows: list[Measured] = []
     for ranks in sorted({case.strategy.devices for case in cases}):
         names = [case.name for case in cases if case.strategy.devices == ranks]
-        peaks = _peaks(suite, names) if ranks == 1 else {}
+        peaks = _peaks(suite, names)
         for start in range(0, len(names), TOGETHER):
             part = names[start : start + TOGETHER]
             if progress:
@@ -35,7 +35,7 @@ def measure(suite: str, *, rounds: int = 7, progress: Callable[[str], None] | No
 
 
 def _peaks(suite: str, names: list[str]) -> dict[str, float]:
-    """Peak memory of the cases that run one micro-batch, by torch's tracker, in a process of its own."""
+    """Peak memory of the cases that torch's trackers follow, in a process of its own."""
     found: dict[str, float] = run_ranks(
         "simulator.measure.memory", {"suite": suite, "names": names}, 1, timeout_s=TIMEOUT_S
     )[0]

@@ -11,7 +11,7 @@ from simulator.parallel.eager_model import Traced, trace
 from simulator.parallel.liveness import Peak, Piece, States, Walk, nodes_of
 from simulator.parallel.lower import kernels_of, sequence_lengths
 from simulator.parallel.recompute import policy_of
-from simulator.parallel.states import MASTER_BYTES, MOMENT_BYTES, stored_bytes
+from simulator.parallel.states import MASTER_BYTES, MOMENT_BYTES, parameter_bytes, stored_bytes
 from simulator.spec.model import ModelSpec
 from simulator.spec.run import Framework, Run
 from simulator.spec.strategy import Strategy
@@ -29,12 +29,14 @@ def refused(strategy: Strategy, run: Run, framework: Framework) -> list[str]:
         reasons.append(f"data parallelism with ZeRO stage {strategy.zero}")
     if strategy.recompute_layers or strategy.offload_inputs:
         reasons.append("recomputation of some layers, or into host memory")
-    if run.optimizer not in ("adam", "adamw") or not framework.fused_optimizer:
+    if run.optimizer not in ("adam", "adamw", "adam-bf16") or not framework.fused_optimizer:
         reasons.append("optimizers other than fused Adam")
     if framework.compiled or framework.fused_rope or framework.fused_bias_activation or framework.fused_cross_entropy:
         reasons.append("kernels that eager PyTorch does not have")
-    if strategy.dp == 1 and stored_bytes(run, framework) < MASTER_BYTES:
+    if stored_bytes(run, framework) < MASTER_BYTES and run.optimizer != "adam-bf16":
         reasons.append("16-bit parameters beside fp32 masters")
+    if strategy.dp == 1 and stored_bytes(run, framework) > parameter_bytes(run):
+        reasons.append("parameters that operators cast (autocast)")
     return reasons
 
 
