@@ -101,12 +101,12 @@ def candidate_tiles(c: Mapping[str, float]) -> tuple[Array, Array]:
     return sides[:, :1], sides[:, 1:]
 
 
-def tile_count(size: Array, side: Array, waste: float) -> Array:
-    """Tiles of a side that cover a size: whole ones, and of the last one's empty part the share `waste`. At least 1."""
+def tile_count(size: Array, side: Array, lost_fraction: float) -> Array:
+    """Tiles of a side that cover a size, with that fraction of the last one's empty part. At least 1."""
     exact = size / side
-    if waste >= 1.0:
+    if lost_fraction >= 1.0:
         return ceil_ramp(exact, 1.0 / side)
-    return np.asarray(np.maximum(exact + waste * (ceil_ramp(exact, 1.0 / side) - exact), 1.0))
+    return np.asarray(np.maximum(exact + lost_fraction * (ceil_ramp(exact, 1.0 / side) - exact), 1.0))
 
 
 def ceil_ramp(x: Array, width: Any) -> Array:
