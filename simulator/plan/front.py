@@ -77,6 +77,8 @@ class Front(Drawable):
     searches: int
     engine_runs: int
     wall_s: float
+    notes: tuple[str, ...] = ()
+    """What was assumed: of unequal nodes, the slowest."""
 
     @property
     def claim(self) -> str:
@@ -105,7 +107,7 @@ class Front(Drawable):
         return {
             "claim": self.claim, "step_fraction": self.step_fraction, "slowest_factor": self.slowest_factor,
             "complete": self.complete, "searches": self.searches, "engine_runs": self.engine_runs,
-            "wall_s": self.wall_s,
+            "wall_s": self.wall_s, "notes": list(self.notes),
             "points": [
                 {"devices": point.estimate.devices, "step_time_s": point.estimate.step_time_s,
                  "peak_memory_bytes": point.estimate.peak_memory_bytes, "strategy": asdict(point.strategy),
@@ -142,7 +144,7 @@ def pareto(
         raise InputError([f"a step in memory of {step_fraction:g} is no share from 0 to 1."])
     if not slowest_factor >= 1.0:
         raise InputError([f"a slowest strategy of {slowest_factor:g} times the fastest is none."])
-    space, question, _ = asked_space(model, cluster, run, **limits)
+    space, question, unequal = asked_space(model, cluster, run, **limits)
     step = step_fraction if step_fraction is not None else STEP_FRACTION if space.legal > EXACT_BELOW else 0.0
     walked, complete = _walk(space, question, max(step, _SAME), slowest_factor, started + time_limit_s)
     if not walked:
@@ -158,7 +160,7 @@ def pareto(
     return Front(
         model=model.name, cluster=cluster.name, points=tuple(points[index] for index in kept), step_fraction=step,
         slowest_factor=slowest_factor, complete=complete, searches=len(walked),
-        engine_runs=sum(each.engine_runs for each in walked), wall_s=time.monotonic() - started,
+        engine_runs=sum(each.engine_runs for each in walked), wall_s=time.monotonic() - started, notes=unequal,
     )  # fmt: skip
 
 
@@ -216,7 +218,7 @@ def pareto_over(
         step_fraction=max(front.step_fraction for front in fronts), slowest_factor=fronts[0].slowest_factor,
         complete=all(front.complete for front in fronts),
         searches=sum(front.searches for front in fronts), engine_runs=sum(front.engine_runs for front in fronts),
-        wall_s=time.monotonic() - started,
+        wall_s=time.monotonic() - started, notes=fronts[0].notes,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from simulator.plan.score import Question
 from simulator.plan.search import OBJECTIVES, Found, Searched, search
 from simulator.plan.space import Space, build_space
 from simulator.plan.ties import TIE_PROBABILITY, faster_probability
+from simulator.plan.ties import TIE_PROBABILITY, faster_probability
 from simulator.project.training import Conditions, check_conditions, price_of
 from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
@@ -128,14 +129,14 @@ def _check(
 def _entries(found: Sequence[Found], ledger: Ledger | None) -> tuple[Planned, ...]:
     best = found[0].estimate
     timed = len(found[0].key) == 1
-    entries = []
+    entries: list[Planned] = []
     for each in found:
         step = each.estimate
         chance = faster_probability(step.step_time_s, best.step_time_s)
+        paid = ledger.bill(each.strategy, step.step_time_s) if ledger is not None else None
         entries.append(Planned(
             strategy=each.strategy, estimate=step, bound_s=each.bound_s, faster_probability=chance,
             tied=each is found[0] or (timed and chance >= TIE_PROBABILITY), binds=binds(step), also=each.also,
-            why=why_lost(step, best) if each is not found[0] else binds(best),
-            bill=ledger.bill(each.strategy, step.step_time_s) if ledger is not None else None,
+            why=why_lost(step, best, paid, entries[0].bill, timed=timed) if entries else binds(best), bill=paid,
         ))  # fmt: skip
     return tuple(entries)

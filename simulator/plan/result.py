@@ -10,7 +10,7 @@ from simulator.pictures import Drawable
 from simulator.project.training import Bill
 from simulator.result import Estimate
 from simulator.spec.strategy import Strategy
-from simulator.units import format_percent, format_time
+from simulator.units import format_bytes, format_percent, format_time, format_usd
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -133,8 +133,21 @@ def bill_dict(bill: Bill) -> dict[str, Any]:
     return {name: getattr(bill, name) for name in names} | {"useful_fraction": bill.goodput.useful_fraction}
 
 
-def why_lost(other: Estimate, best: Estimate) -> str:
-    """The largest differences between the times of two strategies, in words."""
+def why_lost(other: Estimate, best: Estimate, paid: Bill | None, least: Bill | None, *, timed: bool) -> str:
+    """What one strategy loses against the best and gains, in words: memory where that was asked for (not `timed`),
+    dollars where both bills have a price, and the largest differences between the parts of their times.
+    """
+    said = []
+    more_bytes = other.peak_memory_bytes - best.peak_memory_bytes
+    if not timed and more_bytes > 0.0:
+        said.append(f"memory +{format_bytes(more_bytes, 3)}")
+    if paid is not None and least is not None and paid.usd is not None and least.usd is not None:
+        sign = "+" if paid.usd >= least.usd else "-"
+        said.append(f"{sign}{format_usd(abs(paid.usd - least.usd))}")
+    return ", ".join([*said, _parts_lost(other, best)])
+
+
+def _parts_lost(other: Estimate, best: Estimate) -> str:
     names = {*other.time.parts, *best.time.parts}
     change = {name: other.time.parts.get(name, 0.0) - best.time.parts.get(name, 0.0) for name in names}
     floor = 0.002 * best.step_time_s

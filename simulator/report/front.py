@@ -34,6 +34,7 @@ def front_text(front: Front) -> str:
         hanging("", f"{front.claim}."),
         hanging("", f"{front.searches} searches, {front.engine_runs} runs of the engine, {front.wall_s:.1f} s. Days "
                 f"and cost: {format_count(tokens)} tokens, failures included."),
+        *(hanging("- ", note) for note in front.notes),
     ])  # fmt: skip
 
 

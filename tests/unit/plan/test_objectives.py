@@ -13,6 +13,7 @@ from simulator.errors import InputError
 from simulator.plan.limits import Limits
 from simulator.plan.space import build_space
 from simulator.project.training import Conditions
+from simulator.units import format_usd
 from tests.support import a100, dgx, gpt, mixture
 
 RUN = sim.Run(global_batch=16, seq_len=512)
@@ -54,6 +55,7 @@ def test_the_cheapest_is_the_cheapest_of_every_strategys_project(model) -> None:
     plan = sim.plan(model, cluster, RUN, objective="dollars", tokens=1e9, conditions=FRAGILE, limit=4, **NARROW)
     assert [entry.bill.usd for entry in plan] == pytest.approx([usd for usd, _ in paid[:4]], rel=1e-9)
     assert plan.proof.optimal
+    assert plan[1].why.startswith(f"+{format_usd(plan[1].bill.usd - plan[0].bill.usd)}")
     by_time = [usd for usd, _ in sorted(paid, key=lambda pair: pair[1])]
     assert by_time != [usd for usd, _ in paid], "saving decides nothing here, so this would test the step time again"
 
