@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from simulator import catalog
-from simulator.cluster.members import as_slowest
+from simulator.cluster.members import as_slowest, is_unequal, plain_if_equal
 from simulator.errors import Complaints, Infeasible, did_you_mean
 from simulator.plan.limits import Limits
 from simulator.plan.money import Ledger, cheapest
@@ -17,7 +17,7 @@ from simulator.plan.score import Question
 from simulator.plan.search import OBJECTIVES, Found, Searched, search
 from simulator.plan.space import Space, build_space
 from simulator.plan.ties import TIE_PROBABILITY, faster_probability
-from simulator.plan.ties import TIE_PROBABILITY, faster_probability
+from simulator.plan.unequal import plan_on_unequal_nodes
 from simulator.project.training import Conditions, check_conditions, price_of
 from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
@@ -51,7 +51,7 @@ def plan(
     {"tp": 8}, `allow` {"schedule": ("1f1b", "zbv")}, `within` {"tp": (1, 8)}, `forbid` {"recompute": ("full",)} narrow
     the space. With a time limit [s] the best so far, with its gap.
 
-    Clusters of unequal nodes are planned for at their slowest members, which the notes name.
+    On unequal nodes strategies are costed with each stage on its own nodes (`plan/unequal.py`), without a proof.
 
     Raises InputError for bad limits and for dollars without a price, Infeasible when nothing is legal or nothing fits,
     with the reasons counted.
@@ -61,6 +61,13 @@ def plan(
     space, question, unequal = asked_space(model, cluster, run, fix=fix, allow=allow, within=within, forbid=forbid,
                                            framework=framework)  # fmt: skip
     billed = objective == "dollars" or tokens is not None or conditions is not None
+    if is_unequal(cluster := plain_if_equal(cluster)):
+        limits = Limits(fix=fix or {}, allow=allow or {}, within=within or {}, forbid=forbid or {})
+        question = replace(question, cluster=cluster)
+        return plan_on_unequal_nodes(
+            plan, _entries, question, limits, objective=objective, limit=limit, time_limit_s=time_limit_s,
+            ledger=Ledger(question, tokens, conditions) if billed else None,
+        )  # fmt: skip
     ledger = Ledger(question, tokens, conditions) if billed else None
 
     def searching(asked: int, within_s: float) -> Searched:
