@@ -130,6 +130,7 @@ def test_tables_of_the_core(fused: bool) -> None:
     else:
         assert held.saves[0].bytes == 3 * 3 * 140 * 141 * 2.0
         assert held.forward[0].bytes == 3 * 3 * 140 * 140 * 6.0
+        assert held.input_grad[0].bytes == 3 * 3 * 140 * 140 * 8.0
 
 
 SCORES = 18 * 140 * 140
@@ -180,7 +181,7 @@ def test_an_unfused_softmax_keeps_fp32_scores_and_their_narrow_copy() -> None:
     """Five kernels of 8 x 2 + 8 bytes per score; its gradient stands beside two more fp32 copies and a narrow one."""
     found = parts(spec(), fused_attention=False, fused_softmax=False)["softmax"]
     assert found.forward[0] == Pointwise(bytes=SCORES * 24.0, flops=SCORES * 5, kernels=5, kernel="softmax")
-    assert found.input_grad[0].bytes == SCORES * 36.0
+    assert found.input_grad[0] == Pointwise(bytes=SCORES * 36.0, flops=SCORES * 5, kernels=5, kernel="softmax_grad")
     assert found.saves == (Saved(name="a.softmax.output", bytes=SCORES * 4.0, beside_bytes=SCORES * 10.0),
                            Saved(name="a.softmax.probabilities", bytes=SCORES * 2.0))  # fmt: skip
     compiled = parts(spec(), fused_attention=False, fused_softmax=False, compiled=True)["softmax"]

@@ -58,6 +58,12 @@ def test_low_precision_products_quantise_their_inputs_twice(dtype: str) -> None:
     assert (low.element_bytes, low.gemm_input_bytes) == (2.0, 1.0)
 
 
+def test_four_bit_products_write_half_a_byte_twice() -> None:
+    found = linear.linear("up", tokens=TOKENS, inputs=IN, outputs=OUT, kernels=kernels(gemm_dtype="nvfp4"))
+    assert found.forward[0] == Pointwise(bytes=77 * 3.0)
+    assert linear.weights("up", 143, 0)[0].sequence_replicated is False
+
+
 FULL = 7 * 11 * 2.0
 
 
