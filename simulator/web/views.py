@@ -12,6 +12,7 @@ from typing import Any
 from simulator.errors import InputError, Problem
 from simulator.estimate import estimate
 from simulator.plan.planner import plan
+from simulator.plan.result import Planned
 from simulator.report.document import document
 from simulator.report.plan import strategy_words
 from simulator.report.svg import scene_json
@@ -162,7 +163,7 @@ def plan_view(body: State) -> dict[str, Any]:
     case = read_case({name: value for name, value in state.items() if name not in _SHOWN or name == "dp"})
     run = replace(case.run, seq_len=case.run.seq_len or case.model.seq_len)
     found = plan(case.model, case.cluster, run, framework=case.framework, limit=8, time_limit_s=PLAN_S)
-    rows = [_row(entry.strategy, entry.estimate, entry.why, entry.tied) for entry in found]
+    rows = [_row(entry) for entry in found]
     proof = found.proof
     ending = "optimal under the engine" if proof.optimal else f"within {format_percent(proof.gap)} of the optimum"
     words = (
@@ -174,18 +175,20 @@ def plan_view(body: State) -> dict[str, Any]:
             "notes": list(found.notes)}  # fmt: skip
 
 
-def _row(strategy: Strategy, answer: Estimate, why: str, tied: bool) -> dict[str, Any]:
+def _row(entry: Planned) -> dict[str, Any]:
+    strategy, answer = entry.strategy, entry.estimate
     # Without dp, which a plan leaves to the other degrees: turning a dial afterwards keeps every device at work.
     values = {
-        entry.name: getattr(strategy, entry.name)
-        for entry in fields(Strategy)
-        if entry.name in FIELDS and entry.name != "dp"
-        and (entry.name in START or getattr(strategy, entry.name) != entry.default)
+        each.name: getattr(strategy, each.name)
+        for each in fields(Strategy)
+        if each.name in FIELDS and each.name != "dp"
+        and (each.name in START or getattr(strategy, each.name) != each.default)
     }  # fmt: skip
     change = {name: JOINED[name].join(map(str, value)) if name in JOINED else value for name, value in values.items()}
     label = strategy_words(strategy)
     return {
         "label": label, "change": change, "step": format_time(answer.step_time_s), "mfu": format_percent(answer.mfu),
-        "memory": format_bytes(answer.peak_memory_bytes), "why": why, "tied": tied,
+        "memory": format_bytes(answer.peak_memory_bytes), "why": entry.why,
+        "tie": f"tie, {format_percent(entry.faster_probability, 2)} that it is the faster: " if entry.tied else "",
         "step_time_s": answer.step_time_s, "peak_bytes": answer.peak_memory_bytes,
     }  # fmt: skip

@@ -204,6 +204,7 @@ def test_plan_finds_the_best_and_shows_why(page: Page, server: Explorer) -> None
     assert page.locator("#picture-scatter .planned").count() == page.locator("#plan-rows tbody tr").count()
     assert "fits" in (page.locator("#fits").get_attribute("class") or "")
     second = page.locator("#plan-rows tbody tr").nth(1)
+    expect(second.locator("td").last).to_have_text(re.compile(r"^tie, \d+ % that it is the faster: "))
     second.locator("button").click()
     expect(page.locator("#headline [data-term=step_time_s] b")).to_have_text(second.locator("td").nth(1).inner_text())
 

@@ -110,7 +110,7 @@ export function showPlan(view) {
     const name = element("button", row.label, "number");
     name.setAttribute("type", "button");
     name.dataset.planned = String(index);
-    const why = element("span", (row.tied && index ? "a tie; " : "") + row.why);
+    const why = element("span", (index ? row.tie : "") + row.why);
     return [name, element("span", row.step), element("span", row.mfu), element("span", row.memory), why];
   }));
   for (const cell of document.querySelectorAll("#plan-rows td:last-child, #plan-rows th:last-child")) cell.classList.add("words");
