@@ -34,4 +34,4 @@ def command(*, as_json: bool, out: Path, ranks: str | None, force: bool, **optio
         print_json({"file": str(out), **count, "step_time_s": answer.step_time_s})
         return
     click.echo(f"wrote {out}: {count['ranks']} pipeline ranks, {count['slices']:,} slices, {count['flows']:,} sends")
-    click.echo("open it at https://ui.perfetto.dev (the file stays on this machine) or in chrome://tracing")
+    click.echo("open it at https://ui.perfetto.dev; the file stays on this machine")
