@@ -21,7 +21,7 @@ help:
 	@echo "make bench-web          the explorer's first paint and updates in headless Chromium"
 	@echo "make validate           predictions beside published runs and kernel measurements"
 	@echo "make validate-measured  real torch training on this machine beside its prediction"
-	@echo "make reliability        every figure of reliability into validation/RELIABILITY.md (about half an hour)"
+	@echo "make reliability        every figure of reliability into validation/RELIABILITY.md (about an hour)"
 	@echo "make docs               the formula pages and the outputs stored in the lessons, anew"
 	@echo "make clean              remove everything that the targets above made"
 

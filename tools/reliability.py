@@ -2,9 +2,9 @@
 
     python tools/reliability.py [--kills 100] [--base COMMIT] [--only WORD ...]
 
-A figure that this run could not measure says so and why; nothing is carried over from an earlier run but the mutation
-score, which has its own date (tools/mutation.py), and what `--bad-inputs` and `--chaos` name. Takes about half an hour
-on two cores.
+A figure that could not be measured says so and why. `--only` measures some of them anew; the others keep their value
+with the day and the commit of their own (validation/reliability.json), as the mutation scores do (tools/mutation.py).
+All of it takes about an hour on two cores.
 """
 
 from __future__ import annotations
@@ -21,13 +21,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tools.reliability_properties import property_lines
+
 OUT = ROOT / "validation" / "RELIABILITY.md"
+KEPT = ROOT / "validation" / "reliability.json"
+MUTATION = ROOT / "validation" / "mutation.json"
+UNEXPLAINED = "not yet explained"
+"""What tools/mutation.py writes beside a survivor that nobody has looked at."""
+PHYSICS = ("arch", "cluster", "parallel", "schedule")
 PYTHON = sys.executable
 
 
@@ -158,15 +167,31 @@ def counts(_: argparse.Namespace) -> list[Figure]:
     ]  # fmt: skip
 
 
+def physics() -> list[Path]:
+    """The files that mutation testing is for."""
+    files = [file for folder in PHYSICS for file in sorted((ROOT / "simulator" / folder).glob("*.py"))]
+    return [file for file in [*files, ROOT / "simulator" / "units.py", ROOT / "simulator" / "numbers.py"]
+            if file.stat().st_size > 200]  # fmt: skip
+
+
+def mutated_files() -> dict[str, Any]:
+    """What tools/mutation.py found, by file."""
+    return json.loads(MUTATION.read_text(encoding="utf-8"))["files"] if MUTATION.exists() else {}
+
+
 def mutation(_: argparse.Namespace) -> list[Figure]:
-    file = ROOT / "validation" / "mutation.json"
-    target = ">= 95 % on arch, cluster, parallel, schedule, units"
-    if not file.exists():
-        return [Figure("mutation score", target, "not measured: no validation/mutation.json", "tools/mutation.py")]
-    found = json.loads(file.read_text(encoding="utf-8"))
-    return [Figure("mutation score", target,
-                   f"{found['killed']} of {found['tried']} killed ({found['score']:.1%}), {found['of']}",
-                   f"tools/mutation.py, {found['date']}; survivors in validation/mutation.json")]  # fmt: skip
+    """The score over the files that were mutated whole, and how much of the physics they are."""
+    found, every = mutated_files(), physics()
+    mutants, killed = (sum(entry[name] for entry in found.values()) for name in ("mutants", "killed"))
+    explained = sum(entry["reason"] != UNEXPLAINED for file in found.values() for entry in file["survivors"])
+    lines = {str(file.relative_to(ROOT)): len(file.read_text(encoding="utf-8").splitlines()) for file in every}
+    covered = sum(lines[name] for name in found if name in lines)
+    measured = "not measured: no validation/mutation.json" if not found else (
+        f"{killed:,} of {mutants:,} killed ({killed / mutants:.1%}), {explained} of the {mutants - killed} others "
+        f"explained; {len(found)} of {len(every)} files, {covered / sum(lines.values()):.0%} of their lines"
+    )  # fmt: skip
+    return [Figure("mutation score", ">= 95 % on arch, cluster, parallel, schedule, units", measured,
+                   "tools/mutation.py: whole files, every mutant; table below")]  # fmt: skip
 
 
 def coverage(_: argparse.Namespace) -> list[Figure]:
@@ -193,7 +218,7 @@ def gate(options: argparse.Namespace) -> list[Figure]:
     target = "0 without an entry in CHANGELOG.md"
     if not options.base:
         return [Figure("predictions changed", target, "not measured: no --base given", "tools/numbers_gate.py")]
-    found = document(PYTHON, "tools/numbers_gate.py", options.base, str(ROOT))
+    found = saved_or(options.gate, PYTHON, "tools/numbers_gate.py", options.base, str(ROOT))
     if "error" in found:
         return [Figure("predictions changed", target, f"not measured: {found['error']}", "tools/numbers_gate.py")]
     said = "acknowledged" if found["acknowledged"] else "NOT acknowledged"
@@ -262,21 +287,45 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Figure]]] = {
 }  # fmt: skip
 
 
-def written(figures: list[Figure], commit: str) -> str:
+def written(kept: dict[str, Any]) -> str:
     """The report."""
-    machine = f"Python {platform.python_version()}, {os.cpu_count()} cores"
     lines = [
         "# Reliability",
         "",
-        f"Written by `make reliability` on {date.today().isoformat()}, commit {commit}, {machine}.",
-        "A figure that was not measured says why.",
+        f"Written by `make reliability`: Python {platform.python_version()}, {os.cpu_count()} cores. A figure that was",
+        "not measured says why; each stands beside the commit that it was measured at.",
         "",
-        "| figure | target | measured | how |",
-        "|---|---|---|---|",
-        *(f"| {f.name} | {f.target} | {f.measured} | {f.how} |".replace("\n", " ") for f in figures),
-        "",
+        "| figure | target | measured | how | at |",
+        "|---|---|---|---|---|",
     ]
-    return "\n".join(lines)
+    for name in PARTS:
+        if name not in kept:
+            lines.append(f"| {name} |  | not measured yet | `tools/reliability.py --only {name}` |  |")
+            continue
+        at = f"{kept[name]['date']} {kept[name]['commit']}"
+        lines += [f"| {' | '.join(figure)} | {at} |".replace("\n", " ") for figure in kept[name]["figures"]]
+    return "\n".join([*lines, "", *_mutation_lines(), "", *property_lines(), ""])
+
+
+def _mutation_lines() -> list[str]:
+    found = mutated_files()
+    lines = [
+        "## Mutation testing, file by file",
+        "",
+        "Every mutant of every function of these files (signs, constants, comparisons, arguments, texts; not the texts",
+        "of error messages, nor constants that are computed at import). The other files of the physics have not been",
+        "mutated whole yet. Survivors with their reasons: [mutation.json](mutation.json).",
+        "",
+        "| file | mutants | killed | no test reaches | score | at |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, entry in found.items():
+        score = entry["killed"] / max(entry["mutants"], 1)
+        lines.append(f"| {name} | {entry['mutants']} | {entry['killed']} | {entry['untested']} | {score:.1%} | "
+                     f"{entry['date']} {entry['commit']} |")  # fmt: skip
+    left = [str(file.relative_to(ROOT)).removeprefix("simulator/") for file in physics()
+            if str(file.relative_to(ROOT)) not in found]  # fmt: skip
+    return [*lines, "", f"Not mutated whole: {', '.join(left) or 'none'}."]
 
 
 def main() -> None:
@@ -285,19 +334,18 @@ def main() -> None:
     parser.add_argument("--base", default="", help="commit or folder that predictions are compared with")
     parser.add_argument("--bad-inputs", type=Path, help="what tools/bad_inputs.py printed, instead of running it")
     parser.add_argument("--chaos", type=Path, help="what tools/chaos.py printed, instead of running it")
+    parser.add_argument("--gate", type=Path, help="what tools/numbers_gate.py printed, instead of running it")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     options = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
-    figures: list[Figure] = []
-    for name, part in PARTS.items():
-        if name in options.only:
-            started = time.monotonic()
-            figures += part(options)
-            print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
-        else:
-            figures.append(Figure(name, "", "not measured: left out with --only", "tools/reliability.py"))
+    kept = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
     commit = run("git", "rev-parse", "--short", "HEAD").stdout.strip() or "unknown"
-    text = written(figures, commit)
+    for name in options.only:
+        started = time.monotonic()
+        figures = PARTS[name](options)
+        print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+        kept[name] = {"date": date.today().isoformat(), "commit": commit, "figures": [astuple(f) for f in figures]}
+        KEPT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    text = written(kept)
     OUT.write_text(text, encoding="utf-8")
     print(text)
 
