@@ -109,8 +109,8 @@ class Block:
         working = np.maximum(forward, backward) if fused else forward
         static, step = self._states[zero]
         if schedule in _SOMEWHERE:
-            # Their closed form is the most of any rank, and one more than that where there are few micro-batches.
-            somewhere = (static + np.maximum(in_flight - 1, 1) * each + working).min(axis=0)
+            # Their closed form is the most of any rank, which one they do not say.
+            somewhere = (static + in_flight * each + working).min(axis=0)
             allocated = np.maximum(somewhere, (static + step).max(axis=0))
         else:
             allocated = (static + np.maximum(step, in_flight * each + working)).max(axis=0)

@@ -99,8 +99,8 @@ def peak_in_flight(
     """The most forwards without their (weight) backward that a rank holds, counted in stage-micro-batches.
 
     Divide by vp for micro-batches of a whole rank. Sources: facts_formulas, table e, and each order's own warm-up.
-    V-Half and V-Min: the most of any rank, which their authors state and which is reached from m = p on. ZBV: p
-    whole micro-batches; DualPipe: p + 1; Chimera: p / 2 + 1 at the ends to p in the middle.
+    V-Half and V-Min: the most of any rank, which their authors state; V-Min at p = 1 mod 3 has one less until m reaches
+    (2 p + 4) / 3. ZBV: p whole micro-batches; DualPipe: p + 1; Chimera: p / 2 + 1 at the ends to p in the middle.
     """
     p, m, r, v = np.asarray(pp), np.asarray(micro_batches), np.asarray(rank), np.asarray(vp)
     group = np.where(np.asarray(group_size) == 0, p, group_size)
@@ -119,7 +119,7 @@ _HELD: dict[str, Callable[[Number, Number, Number, Number, Number], Number]] = {
     "zb-h2": lambda p, _m, _r, _v, _g: 2 * p - 1,
     "zbv": lambda p, m, r, _v, _g: np.minimum(2 * p, m + r + 1),
     "v-half": lambda p, _m, _r, _v, _g: p + 2,
-    "v-min": lambda p, _m, _r, _v, _g: np.maximum(2 * (p + 4) // 3, 4),
+    "v-min": lambda p, m, _r, _v, _g: np.maximum(2 * (p + 4) // 3 - ((p % 3 == 1) & (3 * m < 2 * p + 4)), 4),
     "dualpipe": lambda p, _m, _r, _v, _g: p + 1,
     "dualpipev": lambda p, _m, _r, _v, _g: 2 * p + 1,
     "chimera": lambda p, _m, r, _v, _g: p // 2 + 1 + np.minimum(r, p - 1 - r),

@@ -17,7 +17,11 @@ from simulator.plan.score import Question
 from simulator.spec.strategy import Strategy
 from tests.support import a100, dgx, gpt, mixture
 
-MODELS = {"long": gpt(512, 16, 8, vocab=1024, seq_len=512), "gpt": gpt(512, 7, 8, vocab=50257, seq_len=512, tied=False), "mixture": mixture(512, 8, 8, experts=4)}
+MODELS = {
+    "long": gpt(512, 16, 8, vocab=1024, seq_len=512),
+    "gpt": gpt(512, 7, 8, vocab=50257, seq_len=512, tied=False),
+    "mixture": mixture(512, 8, 8, experts=4),
+}
 
 
 def _question(kind: str, memory_bytes: float = 80e9) -> Question:
