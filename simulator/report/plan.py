@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from simulator.plan.result import binds
-from simulator.report.text import WIDTH, rendered, table
+from simulator.report.text import columns_for, rendered, table
 from simulator.units import format_bytes, format_count, format_percent, format_time, format_usd
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def plan_text(plan: Plan) -> str:
 
 def hanging(head: str, words: str) -> str:
     """A line that starts with `head`; what does not fit goes on beneath its words."""
-    return textwrap.fill(words, WIDTH, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False)
+    return textwrap.fill(words, columns_for(), initial_indent=head, subsequent_indent=" " * len(head),
+                         break_on_hyphens=False)  # fmt: skip
 
 
 def bill_words(bill: Bill) -> str:

@@ -36,8 +36,7 @@ def rendered(items: Sequence[Any], width: int = WIDTH) -> str:
     from rich.console import Console
 
     look, buffer = LOOK.get(), StringIO()
-    wide = min(look.columns, max(width, WIDEST)) if look.columns else width
-    console = Console(file=buffer, width=wide, highlight=False, force_terminal=look.colour,
+    console = Console(file=buffer, width=columns_for(width), highlight=False, force_terminal=look.colour,
                       color_system="standard" if look.colour else None)  # fmt: skip
     for item in items:
         console.print(_marked(item) if isinstance(item, str) else item)
@@ -46,6 +45,12 @@ def rendered(items: Sequence[Any], width: int = WIDTH) -> str:
 
 WIDEST = 120
 """Columns of a terminal that a table made for fewer may still fill."""
+
+
+def columns_for(width: int = WIDTH) -> int:
+    """The columns of text that asks for `width`: those, or what the terminal has."""
+    terminal = LOOK.get().columns
+    return min(terminal, max(width, WIDEST)) if terminal else width
 
 
 def _marked(words: str) -> Text:

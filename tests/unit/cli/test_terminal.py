@@ -95,6 +95,17 @@ def test_tables_stay_within_a_narrow_terminal() -> None:
         assert max(map(len, rules)) <= 70
 
 
+def test_what_hangs_beneath_its_head_is_wrapped_once() -> None:
+    arguments = ["plan", "gpt3-6.7b", "dgx-a100", "--nodes", "1", "--global-batch", "16", "--fix", "tp=2", "--top", "2"]
+    lines = ESCAPE.sub("", on_terminal(arguments, 75)).splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("Best first"))
+    stop = next(index for index, line in enumerate(lines) if line.startswith("tie: "))
+    assert max(len(line.rstrip()) for line in lines) <= 75
+    # Rows begin with their number; all that follows stands beneath the words of the first line.
+    rows = [line for line in lines[start + 1 : stop] if line.strip()]
+    assert all(re.match(r" +\d+ ", line) or line.startswith(" " * 20) for line in rows)
+
+
 @pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
 def test_no_color_is_respected(environment: dict[str, str]) -> None:
     assert "\x1b" not in on_terminal(COMMANDS["estimate"], **environment)
