@@ -19,7 +19,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--counts", is_flag=True, help="Compare counts with torch's own; arguments are models (default all).")
 @click.option("--min-flops", type=float, default=2e9, show_default=True, help="Kernels: only work of at least this.")
 @click.option("--min-bytes", type=float, default=1e6, show_default=True, help="Collectives: only sizes from this.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write REPORT.md and its plots here.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write REPORT.md or counts.csv here.")
 @plot_option("Runs: draw predicted against measured step times.")
 @json_option
 def command(
@@ -37,7 +37,7 @@ def command(
     if kernels and counts:
         raise click.UsageError("--kernels and --counts are two different comparisons: choose one.")
     if counts:
-        _counts(tables, as_json=as_json)
+        _counts(tables, out, as_json=as_json)
     elif not tables:
         raise click.UsageError("Missing argument 'TABLE': for example validation/runs/korthikanti.csv.")
     elif all(_has_own_machine(table) for table in tables):
@@ -126,11 +126,16 @@ def _kernels(tables: tuple[str, ...], min_flops: float, min_bytes: float, *, as_
         click.echo(kernels_text(rows))
 
 
-def _counts(models: tuple[str, ...], *, as_json: bool) -> None:
+def _counts(models: tuple[str, ...], out: Path | None, *, as_json: bool) -> None:
     from simulator.report.validation import counts_text
+    from simulator.validate.counted import write_counts
     from simulator.validate.torch_counts import count_rows
 
+    if models and out is not None:
+        raise click.UsageError("--counts --out writes the counts of every model: name none.")
     rows = count_rows(models)
+    if out is not None:
+        click.echo(f"wrote {write_counts(rows, out)}", err=True)
     if as_json:
         print_json({"rows": rows})
     else:
