@@ -11,6 +11,7 @@ import click
 
 from simulator.cli.options import draw, json_option, plot_option, print_json
 from simulator.cli.quantities import FiniteRange, Quantity
+from simulator.cli.waiting import waiting
 
 if TYPE_CHECKING:
     from simulator.spec.model import ModelSpec
@@ -83,9 +84,10 @@ def command(as_json: bool, plot: Path | None, **options: Any) -> None:
     answer = _deadline if options["objective"] == "devices" else _one if counts is None else _curves
     if options["pareto"] and "time_limit_s" in wanted:
         wanted["time_limit_s"] /= 2.0
-    document, text, picture = answer(model, Run(**fields), counts, options, wanted)
-    if options["pareto"]:
-        found = _front(model, Run(**fields), counts, options, wanted)
+    with waiting("planning (--time-limit gives the best found until then)"):
+        document, text, picture = answer(model, Run(**fields), counts, options, wanted)
+        found = _front(model, Run(**fields), counts, options, wanted) if options["pareto"] else None
+    if found is not None:
         document["pareto"], picture = found.to_dict(), found.plot
         text = f"{text}\n\n{front_text(found)}"
     draw(plot, picture)

@@ -10,9 +10,12 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
+
+from simulator.cli.waiting import waiting
 
 ROOT = Path(__file__).resolve().parents[3]
 RULE = "\u2500"
@@ -93,6 +96,21 @@ def test_tables_stay_within_a_narrow_terminal() -> None:
         rules = [line for line in shown.splitlines() if RULE in line]
         assert rules
         assert max(map(len, rules)) <= 70
+
+
+def test_a_wait_is_counted_on_a_terminal_and_wiped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simulator.cli.waiting.PATIENCE_S", 0.01)
+    with waiting("planning"):
+        time.sleep(0.1)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with waiting("planning"):
+        time.sleep(0.1)
+    said = capsys.readouterr().err
+    assert said.startswith("\rplanning ... 0 s")
+    assert said.endswith("\r" + " " * len("planning ... 0 s") + "\r")
 
 
 def test_what_hangs_beneath_its_head_is_wrapped_once() -> None:
