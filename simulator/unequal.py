@@ -130,10 +130,8 @@ def _end(step: UnequalStep, rank: int, known: dict[tuple[int, ...], StageCost]) 
 
 def _finish_s(line: Timeline, ends: Sequence[StepEnd], strategy: Strategy) -> float:
     begins = line.rank_start_s.tolist() if strategy.schedule in FREE_RUNNING else [0.0] * strategy.pp
-    return max(
-        end - begin + float(tail.total_s)
-        for begin, end, tail in zip(begins, line.rank_end_s.tolist(), ends, strict=True)
-    )
+    ended: list[float] = line.rank_end_s.tolist()
+    return max(end - begin + float(tail.total_s) for begin, end, tail in zip(begins, ended, ends, strict=True))
 
 
 def _transfers(step: UnequalStep, replica: Replica) -> Transfers:
