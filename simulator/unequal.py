@@ -129,7 +129,7 @@ def _end(step: UnequalStep, rank: int, known: dict[tuple[int, ...], StageCost]) 
 
 
 def _finish_s(line: Timeline, ends: Sequence[StepEnd], strategy: Strategy) -> float:
-    begins = line.rank_start_s.tolist() if strategy.schedule in FREE_RUNNING else [0.0] * strategy.pp
+    begins: list[float] = line.rank_start_s.tolist() if strategy.schedule in FREE_RUNNING else [0.0] * strategy.pp
     ended: list[float] = line.rank_end_s.tolist()
     return max(end - begin + float(tail.total_s) for begin, end, tail in zip(begins, ended, ends, strict=True))
 
