@@ -19,7 +19,7 @@ from simulator.cluster.elementwise import maximum, minimum, where
 from simulator.parallel.lower import Program, Stage
 from simulator.parallel.recompute import Policy, policy_of, recomputed_layers, saved_bytes
 from simulator.parallel.setting import Setting
-from simulator.parallel.states import held_parameters, optimizer_step_bytes, state_bytes
+from simulator.parallel.states import held_parameters, optimizer_step_bytes, state_bytes, whole_gradient_bytes
 from simulator.spec.run import Framework
 from simulator.spec.strategy import Strategy
 
@@ -160,6 +160,9 @@ def static_bytes(stages: Sequence[Stage], boundary_bytes: Number, setting: Setti
     held = held_parameters(tuple(stages))
     parts: dict[str, Number] = dict(state_bytes(held, setting.run, setting.strategy, setting.framework))
     parts["communication_buffers"] = buffer_bytes(boundary_bytes, held.total, setting)
+    if setting.strategy.zero == 3:
+        whole = whole_gradient_bytes(held, setting.run, setting.framework)
+        parts["communication_buffers"] = parts["communication_buffers"] + whole
     return parts
 
 

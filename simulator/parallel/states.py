@@ -162,6 +162,19 @@ def state_bytes(held: HeldParameters, run: Run, strategy: Strategy, framework: F
     return result
 
 
+def whole_gradient_bytes(held: HeldParameters, run: Run, framework: Framework) -> Number:
+    """Gradients that torch's FSDP holds whole for a moment [B]: the backward makes those of the largest segment, in the
+    dtype it computes in, while the segment before is still being scattered, in the dtype it is reduced in.
+
+    FSDP2: torch/distributed/fsdp/_fully_shard: _fsdp_param_group.py post_backward keeps the last scatter's input until
+    the next one, _fsdp_collectives.py foreach_reduce allocates it. FSDP1: _runtime_utils.py _reduce_grad. When other
+    software (XLA, buckets of Megatron-LM and DeepSpeed) lets go of whole gradients is not known here, and not counted.
+    """
+    if framework.sharded_copies not in ("gradients", "both"):
+        return 0.0
+    return held.largest_segment * (parameter_bytes(run) + wire_bytes(run, framework))
+
+
 def owned_parameters(held: HeldParameters, strategy: Strategy) -> Number:
     """Parameters of a rank's shard when its states are divided over the ranks that share them."""
     dense, expert = shard_ranks(strategy)

@@ -18,7 +18,7 @@ from simulator.parallel.lower import Pieces, Stage, boundary_bytes, layers_of_st
 from simulator.parallel.memory import SegmentMemory, buffer_bytes, memories_of
 from simulator.parallel.recompute import policy_of
 from simulator.parallel.setting import Setting, groups_of
-from simulator.parallel.states import HeldParameters, held_parameters, state_bytes
+from simulator.parallel.states import HeldParameters, held_parameters, state_bytes, whole_gradient_bytes
 from simulator.parallel.timing import SegmentTime, segment_times
 from simulator.plan.bounds import PAIRED
 from simulator.plan.dealing import held_stages, mapping_of
@@ -223,6 +223,8 @@ class Balance:
                            largest_layer=max(each.largest_layer for each in held))  # fmt: skip
         states = state_bytes(gathered, question.run, self.strategy, question.framework)
         room -= float(states.get("gathered_parameters", 0.0)) + costs.working_bytes
+        if self.strategy.zero == 3:
+            room -= float(whole_gradient_bytes(gathered, question.run, software))
         return room / len(held_stages(mapping_of(self.strategy.schedule), self.strategy.pp, self.strategy.vp)[0])
 
     def _state_bytes(self, held: HeldParameters) -> float:

@@ -9,7 +9,7 @@ import pytest
 import simulator
 from simulator import catalog
 from simulator.parallel.lower import lower
-from simulator.parallel.memory import memories_of, rank_memory, stage_memory
+from simulator.parallel.memory import memories_of, rank_memory, stage_memory, static_bytes
 from simulator.parallel.recompute import Policy
 from simulator.parallel.setting import Setting, groups_of
 from simulator.parallel.states import held_parameters, optimizer_step_bytes, state_bytes
@@ -140,3 +140,15 @@ def test_a_published_peak_is_compared_with_what_its_source_measured():
     assert [memory.peak_as(meaning) for meaning in ("allocated", "reserved", "device")] == [70, 75, 78]
     assert [flat.peak_as(meaning) for meaning in ("allocated", "reserved", "device")] == [70, 85, 88]
     assert replace(flat, limit_bytes=80.0).peak_as("device") == 80
+
+
+@pytest.mark.parametrize(("software", "each"), [("torch-fsdp", 2 + 2), ("torchtitan", 2 + 4)])
+def test_zero_3_holds_one_segments_whole_gradients_and_the_copy_being_scattered(software: str, each: int):
+    """FSDP2 in bf16: the backward's own gradients, and the last reduce-scatter's input in the dtype that is reduced."""
+    framework = catalog.load_framework(software)
+    buffers = {}
+    for zero in (0, 3):
+        setting = _setting(Strategy(dp=8, zero=zero), framework)
+        stages = lower(gpt(HIDDEN, 4, 8), RUN, setting.strategy, framework).stages
+        buffers[zero] = static_bytes(stages, 0.0, setting)["communication_buffers"]
+    assert buffers[3] - buffers[0] == each * held_parameters(stages).largest_segment
