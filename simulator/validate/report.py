@@ -45,8 +45,8 @@ def write_report(
         folder.mkdir(parents=True, exist_ok=True)
         images = scatter_plots(scores, folder / "plots") if plots else {}
         path = folder / "REPORT.md"
-        text = report_text(scores, reasons or {}, images, newcomers or {}) + _own_section(own_machine) + counts_section(folder)
-        path.write_text(text, encoding="utf-8")
+        text = report_text(scores, reasons or {}, images, newcomers or {}) + _own_section(own_machine)
+        path.write_text(text + counts_section(folder), encoding="utf-8")
         write_residuals(folder / "residuals.csv", scores.residuals, PROVENANCE)
         apart = differences_of(scores.rows, published_differences())
         write_differences(folder / "differences.csv", apart, PAIRS)
