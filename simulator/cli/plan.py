@@ -39,8 +39,8 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--attention", metavar="KIND", help="fused or unfused (default: the framework's).")
 @click.option("--run", "run_file", type=_FILE, help="Run TOML; options override it.")
 @click.option("--objective", metavar="NAME", default="tokens_per_s", show_default=True,
-              help="tokens_per_s, step_time, tokens_per_s_per_device, memory (most left free), dollars, or devices "
-              "(the fewest that meet --deadline).")  # fmt: skip
+              help="tokens_per_s, step_time, tokens_per_s_per_device, memory (most left free), days, dollars, or "
+              "devices (the fewest that meet --deadline).")  # fmt: skip
 @click.option("--tokens", type=Quantity("count"), help='Tokens to train on, as in "300B" (default: 20 per parameter).')
 @click.option("--price", type=Quantity("price"), help='Price of a device hour, as in "2.50 USD/h" (default: the '
               "catalogue's).")  # fmt: skip

@@ -25,6 +25,8 @@ from simulator.spec.run import Framework, Run
 
 FOREVER_S = 1e9
 MEMORY = "does not fit in memory"
+BILLED = ("days", "dollars")
+"""Objectives that a bill decides: failures and checkpoints included."""
 
 
 def plan(
@@ -46,8 +48,8 @@ def plan(
     """The `limit` best strategies of every legal one on all devices of the cluster.
 
     `objective`: "tokens_per_s", "step_time" and "tokens_per_s_per_device" (the same order, the devices being given),
-    "memory" (least peak, then fastest) or "dollars" (to train `tokens`, 20 per parameter where not given, under the
-    `conditions` of `project`: price, failures). With `tokens` or `conditions` every entry carries its bill. `fix`
+    "memory" (least peak, then fastest), "days" or "dollars" (to train `tokens`, 20 per parameter where not given, under
+    the `conditions` of `project`: price, failures). With `tokens` or `conditions` every entry carries its bill. `fix`
     {"tp": 8}, `allow` {"schedule": ("1f1b", "zbv")}, `within` {"tp": (1, 8)}, `forbid` {"recompute": ("full",)} narrow
     the space. With a time limit [s] the best so far, with its gap.
 
@@ -60,7 +62,7 @@ def plan(
     _check(objective, limit, cluster, tokens, conditions)
     space, question, unequal = asked_space(model, cluster, run, fix=fix, allow=allow, within=within, forbid=forbid,
                                            framework=framework)  # fmt: skip
-    billed = objective == "dollars" or tokens is not None or conditions is not None
+    billed = objective in BILLED or tokens is not None or conditions is not None
     if is_unequal(cluster := plain_if_equal(cluster)):
         limits = Limits(fix=fix or {}, allow=allow or {}, within=within or {}, forbid=forbid or {})
         question = replace(question, cluster=cluster)
@@ -73,7 +75,7 @@ def plan(
     def searching(asked: int, within_s: float) -> Searched:
         return search(space, question, OBJECTIVES[objective], limit=asked, time_limit_s=within_s)
 
-    if ledger is not None and objective == "dollars":
+    if ledger is not None and objective in BILLED:
         least = ledger.least_stretch_factor(space)
         searched = cheapest(searching, ledger, least, limit=limit, time_limit_s=time_limit_s)
     else:

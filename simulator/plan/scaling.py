@@ -247,7 +247,7 @@ def fewest_devices(
 
     def in_time(count: int) -> bool:
         left_s = max(started + time_limit_s - time.monotonic(), 0.0)
-        tried[count] = planner.point(count, run, objective="step_time", conditions=conditions or Conditions(),
+        tried[count] = planner.point(count, run, objective="days", conditions=conditions or Conditions(),
                                      tokens=tokens, time_limit_s=left_s / 2.0, **options)  # fmt: skip
         return _in_time(tried[count], deadline_s)
 
@@ -366,6 +366,7 @@ _MERIT: dict[str, Callable[[Point], float]] = {
     "step_time": lambda point: point.estimate.step_time_s if point.estimate else float("inf"),
     "tokens_per_s_per_device": lambda point: -_rate(point),
     "memory": lambda point: point.estimate.peak_memory_bytes if point.estimate else float("inf"),
+    "days": lambda point: point.bill.days if point.bill else float("inf"),
     "dollars": _dollars,
 }
 """What is least at the best count."""

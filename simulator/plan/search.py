@@ -59,10 +59,11 @@ OBJECTIVES = {
         ("step_time", _step, "least step time"),
         ("tokens_per_s_per_device", _step, f"most tokens per second and device: {_FOLLOWS}"),
         ("memory", _memory, "most memory left free, then the least step time"),
+        ("days", _step, f"fewest days of training: {_FOLLOWS}, but for the time that saving checkpoints takes"),
         ("dollars", _step, f"fewest dollars: {_FOLLOWS}, but for what saving checkpoints costs"),
     )
 }
-"""What a plan may ask for on a given number of devices (dollars: see `plan/money.py`; how many devices: see
+"""What a plan may ask for on a given number of devices (days and dollars: see `plan/money.py`; how many devices: see
 `plan/scaling.py`).
 """
 

@@ -9,7 +9,8 @@ import pytest
 from simulator.cli import run
 from tests.unit.cli.test_contract import ESTIMATE_KEYS, PLAN_KEYS
 
-MODEL = ["plan", "gpt2-124m", "dgx-a100", "--global-batch", "64", "--fix", "cp=1", "--fix", "vp=1"]
+MODEL = ["plan", "gpt2-124m", "dgx-a100", "--global-batch", "64", "--fix", "cp=1", "--fix", "pp=1",
+         "--allow", "micro_batch=1,8"]  # fmt: skip
 
 
 def document(capsys, *words: str):
@@ -43,7 +44,7 @@ def test_a_deadline_gives_the_counts_tried_beside_the_plan(capsys) -> None:
 
 
 def test_a_front_stands_beside_the_plan(capsys) -> None:
-    found = document(capsys, "--nodes", "1", "--pareto", "--fix", "pp=1", "--top", "1")
+    found = document(capsys, "--nodes", "1", "--pareto", "--top", "1")
     assert found.keys() >= PLAN_KEYS
     points = found["pareto"]["points"]
     assert points[0]["step_time_s"] == found["strategies"][0]["estimate"]["step_time_s"]
@@ -58,7 +59,7 @@ def test_every_question_is_also_a_table_and_a_picture(capsys, tmp_path) -> None:
         (["--devices", "8..16", "--scaling", "strong"], "knee"),
         (["--objective", "devices", "--deadline", "36500 d", "--devices", "8,16"], "in time"),
         (["--nodes", "1", "--objective", "dollars", "--price", "2 USD/h"], "fewest dollars"),
-        (["--devices", "8,16", "--scaling", "strong", "--fix", "pp=1", "--pareto"], "devices and dollars"),
+        (["--devices", "8,16", "--scaling", "strong", "--pareto"], "devices and dollars"),
     ):
         picture = tmp_path / "picture.svg"
         assert run([*MODEL, *words, "--plot", str(picture)]) == 0

@@ -59,7 +59,7 @@ def beaten(one, others) -> bool:
 
 @pytest.mark.parametrize(
     ("model", "devices", "memory_bytes"),
-    [(DENSE, 4, 80e9), (DENSE, 8, 3.5e9), (MIXED, 4, 80e9), (gpt(512, 7, 8, seq_len=512), 2, 80e9)],
+    [(DENSE, 4, 80e9), (DENSE, 8, 3.5e9), (MIXED, 2, 80e9), (gpt(512, 7, 8, seq_len=512), 2, 80e9)],
 )
 def test_the_front_is_that_of_all_strategies_run(model, devices, memory_bytes) -> None:
     rows = every(model, devices, memory_bytes)
