@@ -2,7 +2,7 @@
 
 State: when each rank, its port and its host are free, and when outputs arrive. A node takes the latest of them and
 adds its seconds. In a `Zone` the same nodes come again and again, so the recurrence is one map of the (max, +)
-algebra; once all of its state has moved by one time `shift` over a period, every later period is this one plus the
+algebra; once all of its state has moved by one time `shift` over some periods, all later ones are these plus the
 shift (`steady.py`). That is exact; in floating point the state agrees to the last bits, and as the map never widens a
 difference, what is written down stays within as many bits of what would have been run.
 """
@@ -112,7 +112,11 @@ def run_nodes(graph: Wiring, work: Work, ranks: int, begin: Sequence[float], *, 
 def _through(
     zone: Zone, state: _State, graph: Wiring, work: Work, run: Callable[[int, int], None], jumps: list[_Jump]
 ) -> int:
-    """Runs a zone until its state has moved by one time over a period, and skips the rest; gives the next node."""
+    """Runs a zone until its state has moved by one time over a span, and skips the rest; gives the next node.
+
+    A span is one period, or as many as there are ranks: the length of the loop of waits from the first rank to the
+    last and back, which is the cyclicity of 1F1B whose transfers take time.
+    """
     at, period = zone.first, zone.period
     least = max(zone.lookback, _LEAST_BLOCK)
     # What does not make up whole periods is run first, when the state still settles.
@@ -120,22 +124,24 @@ def _through(
     while at + block + 2 * period <= zone.stop:
         run(at, at + block)
         before = [list(clock) for clock in state.clocks()]
-        at += block
-        run(at, at + period)
-        at += period
-        shift = _shift_s(zone, state, before, _touched(graph, work, at - period, at))
-        if shift is not None:
-            times = (zone.stop - at) // period
-            jump = _Jump(at, at + times * period, period, shift)
-            jumps.append(jump)
-            _skip(state, zone, jump, before)
-            return jump.stop
+        since = at = at + block
+        for span in (period, len(state.free) * period):
+            if since + 2 * span > zone.stop:
+                break
+            run(at, since + span)
+            at = since + span
+            shift = _shift_s(zone, state, before, _touched(graph, work, since, at), span)
+            if shift is not None:
+                jump = _Jump(at, at + (zone.stop - at) // span * span, span, shift)
+                jumps.append(jump)
+                _skip(state, zone, jump, before)
+                return jump.stop
         block = period * -(-2 * block // period)
     return at
 
 
 def _touched(graph: Wiring, work: Work, first: int, stop: int) -> tuple[set[int], ...]:
-    """Ranks whose clocks (in the sequence of `_State.clocks`) a period moves."""
+    """Ranks whose clocks (in the sequence of `_State.clocks`) some nodes move."""
     ranks = graph.rank[first:stop]
     every = set(ranks)
     if not work.sends.size:
@@ -150,7 +156,7 @@ def _touched(graph: Wiring, work: Work, first: int, stop: int) -> tuple[set[int]
 
 
 def _shift_s(
-    zone: Zone, state: _State, before: Sequence[list[float]], touched: Sequence[set[int]]
+    zone: Zone, state: _State, before: Sequence[list[float]], touched: Sequence[set[int]], span: int
 ) -> float | None:
     """The time by which everything moved that later nodes of the zone read; None where it did not move as one."""
     some = next(iter(touched[0]))
@@ -160,7 +166,7 @@ def _shift_s(
         if any(abs(now[rank] - old[rank] - shift) > near for rank in ranks):
             return None
     if zone.lookback:
-        last, earlier = state.arrival[-zone.lookback :], state.arrival[-zone.lookback - zone.period : -zone.period]
+        last, earlier = state.arrival[-zone.lookback :], state.arrival[-zone.lookback - span : -span]
         if any(abs(x - y - shift) > near for x, y in zip(last, earlier, strict=True)):
             return None
     return shift

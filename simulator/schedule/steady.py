@@ -2,7 +2,7 @@
 
 A pipeline's long middle repeats (1F1B: one forward and one backward per rank, interleaved: a group of micro-batches
 through all virtual stages). The engine's recurrence of maxima and additions there is one linear map of the (max, +)
-algebra applied again and again: once its state has moved by the same time everywhere, it moves so for ever (Baccelli,
+algebra applied again and again: once its state has moved by the same time everywhere, it does so for ever (Baccelli,
 Cohen, Olsder and Quadrat 1992, "Synchronization and Linearity", sec. 3.7). So the engine runs the middle until that
 happens and writes down the rest. Found from the graph alone, for orders of the user's own as well.
 """

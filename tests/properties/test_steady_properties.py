@@ -77,8 +77,9 @@ def test_orders_repeat_themselves(name, vp):
     assert covered > 0.6 * graph.nodes
 
 
-def test_a_long_steady_state_is_not_run():
-    """The loop would take about half a second for these nodes; here it stops after a few periods."""
+@pytest.mark.parametrize("send_s", [0.0, 0.25])
+def test_a_long_steady_state_is_not_run(send_s):
+    """The loop stops after a few periods; with transfers, after a few times as many periods as there are ranks."""
     order = make_order("1f1b", pp=4, micro_batches=400)
     graph = wiring(order)
     seen = []
@@ -92,7 +93,8 @@ def test_a_long_steady_state_is_not_run():
     object.__setattr__(graph, "after", Watched(graph.after))
     none = np.zeros(0)
     seconds = np.where(graph.duration_index < order.stages, 1.0, 2.0)
-    work = Work(seconds=seconds, sends=none, lates=none, launches=none)
+    sends = np.where(graph.send_index > 0, send_s, 0.0) if send_s else none
+    work = Work(seconds=seconds, sends=sends, lates=np.zeros_like(sends), launches=none)
     begin = [0.0] * (1 + order.slots)
     quick = run_nodes(graph, work, order.pp, begin, repeats=True)
     assert sum(seen) < 0.2 * graph.nodes
