@@ -22,7 +22,7 @@ from simulator.schedule.order import FORWARD
 from simulator.spec.model import ModelSpec
 from simulator.spec.run import Run
 from simulator.spec.strategy import Strategy
-from tests.support import mixture
+from tests.support import gpt, mixture
 
 torch = pytest.importorskip("torch")
 
@@ -60,6 +60,52 @@ class Layers(nn.Module):
         for layer in self.layers:
             x = layer(x, position_embeddings=place, attention_mask=None)
         return x
+
+
+class Ring(torch.autograd.Function):
+    """torch's ring attention (private functions of torch 2.13) around flash attention."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Any, k: Any, v: Any, group: Any) -> Any:
+        from torch.distributed.tensor.experimental._context_parallel import _attention as ring
+
+        made = ring._templated_ring_attention(
+            group, 2, torch.ops.aten._scaled_dot_product_flash_attention, query=q, key=k, value=v, is_causal=False,
+            dropout_p=0.0,
+        )  # fmt: skip
+        ctx.save_for_backward(q, k, v, made[0], made[1])
+        ctx.group, ctx.rest = group, made[2:8]
+        return made[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        from torch.distributed.tensor.experimental._context_parallel import _attention as ring
+
+        (q, k, v, out, total), rest = ctx.saved_tensors, ctx.rest
+        grads = ring._templated_ring_attention_backward(
+            ctx.group, 2, torch.ops.aten._scaled_dot_product_flash_attention_backward.default, grad_out=grad,
+            grad_out_name="grad_out", query=q, key=k, value=v, out=out, logsumexp=total, is_causal=False,
+            cum_seq_q=rest[0], cum_seq_k=rest[1], max_q=rest[2], max_k=rest[3], dropout_p=0.0, philox_seed=rest[4],
+            philox_offset=rest[5],
+        )  # fmt: skip
+        return *grads[:3], None
+
+
+class RingLayer(nn.Module):
+    """A GPT layer whose sequences are split: its keys and values go around."""
+
+    def __init__(self, width: int, heads: int, group: Any) -> None:
+        super().__init__()
+        self.heads, self.group = heads, group
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Any) -> Any:
+        parts = self.qkv(self.norm1(x)).chunk(3, -1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        x = x + self.out(Ring.apply(q, k, v, self.group).transpose(1, 2).flatten(2))
+        return x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
 
 
 class Experts(nn.Module):
@@ -238,3 +284,36 @@ def test_experts_and_their_replicas_in_a_pipeline(stage_index: int, monkeypatch:
         expected[kind, replicas] = (2 * count, size)
     assert set(expected) > {("all_to_all", ep), ("all_gather", replicas), ("reduce_scatter", replicas)}
     assert theirs == {key: value for key, value in expected.items() if value[0]}
+
+
+@pytest.mark.usefixtures("flat_meshes")
+def test_fsdp_and_context_parallelism_in_a_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cp x FSDP over dp and cp x pp on 256 ranks. torch gathers keys and values once each way, as ours does, and passes
+    their fp32 gradients around in as many messages as there are ranks, which together are what ours reduce-scatters.
+    """
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.tensor.experimental._context_parallel import _attention as ring
+
+    cp, dp, width, stage_index = 8, 8, 512, 1
+    monkeypatch.setattr(ring._cp_options, "enable_load_balance", False)
+    monkeypatch.setattr(ring._cp_options, "rotate_method", ring._RotateMethod.ALL_GATHER)
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    first = stage_index * dp * cp
+    with fake_world(STAGES * dp * cp, rank=first), default_dtype(torch.bfloat16):
+        mesh = init_device_mesh("cpu", (STAGES, dp * cp), mesh_dim_names=("pp", "shard"))
+        group = dist.new_group(list(range(first, first + cp)))
+        with FakeTensorMode():
+            stage = nn.Sequential(*(RingLayer(width, 8, group) for _ in range(LAYERS)))
+            for layer in stage:
+                fully_shard(layer, mesh=mesh["shard"], mp_policy=policy, reshard_after_forward=False)
+            module = fully_shard(stage, mesh=mesh["shard"], mp_policy=policy, reshard_after_forward=False)
+            theirs = pipeline_step(module, (1, SEQ_LEN // cp, width), mesh.get_group("pp"), monkeypatch)
+    model = gpt(width, LAYERS * STAGES, 8, vocab=512, seq_len=SEQ_LEN)
+    strategy = Strategy(pp=STAGES, dp=dp, cp=cp, zero=2, context_kind="all-gather")
+    expected = ours(model, strategy, stage_index, {"cp": cp, "shard": dp * cp})
+    count, size = expected.pop(("reduce_scatter", cp))
+    assert count == LAYERS * MICRO_BATCHES
+    expected["all_to_all", cp] = (cp * count, size)
+    assert theirs == expected
