@@ -59,7 +59,7 @@ def found(candidates: Any) -> dict[str, Candidate]:
 
 
 def near(value: float) -> Any:
-    return pytest.approx(value, rel=1e-12)
+    return pytest.approx(value, rel=1e-12, abs=0.0)
 
 
 @pytest.mark.parametrize("kind", ["infiniband", "pcie"])
@@ -240,6 +240,25 @@ def test_single_messages() -> None:
     assert found(nccl.send(setting(near_by, send=fast)))["send/simple"].s_per_byte == near(1 / 360e9)
     meshed = setting(near_by, topology="full-mesh", send=fast)
     assert found(nccl.send(meshed))["send/simple"].s_per_byte == near(1 / 120e9)
+
+
+def test_two_nodes_are_enough_for_the_network_and_three_for_a_whole_tree() -> None:
+    two, three = spans(8, 2, 1), spans(12, 3, 1)
+    assert found(nccl.ring(setting(two), "all_reduce"))["ring/simple"].s_per_byte == near(1.75 / 40e9 + 1 / 8e12)
+    assert found(nccl.tree(setting(three)))["tree/simple"].s_per_byte == near(2 / 40e9)
+    assert found(nccl.nvls(setting(two)))["nvls/simple"].latency_s == math.inf
+    assert found(nccl.nvls(setting(two)))["nvls_tree/simple"].latency_s < math.inf
+    assert found(nccl.nvls(setting(spans(4, 2, 1))))["nvls_tree/simple"].latency_s < math.inf
+    assert found(nccl.nvls(setting(three)))["nvls_tree/simple"].s_per_byte == near(2 / 40e9)
+    assert found(nccl.pat(setting(spans(2, 2, 1))))["pat/simple"].latency_s < math.inf
+    assert found(nccl.collnet(setting(two)))["collnet/simple"].latency_s < math.inf
+
+
+def test_one_rank_a_ring_and_kinds_without_a_copy() -> None:
+    alone = found(nccl.ring(setting(spans(1, 1, 1)), "all_reduce"))["ring/simple"]
+    assert alone.latency_s == BASE["simple"]
+    plain = found(nccl.ring(setting(), "all_gather"))["ring/simple"]
+    assert plain.s_per_byte == near(15 / 16 / 40e9)
 
 
 @pytest.mark.parametrize(("size", "index", "part"), [(1, 0, 0.0), (64, 0, 0.0), (128, 1, 0.0), (192, 1, math.log2(1.5)),
