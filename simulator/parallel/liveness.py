@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 PARTS = ("parameters", "gradients", "optimizer", "activations", "temporaries", "gathered")
 """What a tensor is booked as: `activations` are made in forward (and where it is run again), `temporaries` in
@@ -83,12 +83,12 @@ class Peak:
         return sum(self.parts.values())
 
 
-@dataclass(slots=True)
 class Ledger:
     """Bytes alive by part, and the peak so far."""
 
-    held: dict[str, float]
-    peak: Peak = field(default_factory=lambda: Peak(moment="", parts={}))
+    def __init__(self, held: Mapping[str, float]) -> None:
+        self.held = dict(held)
+        self.peak = Peak(moment="", parts={})
 
     def look(self, moment: str, **beside: float) -> None:
         """Compare what is alive, with what only this moment adds, to the peak."""

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send")
+KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "reduce", "send")
 SIZES = (1 << 20, 1 << 22)
 STEPS = ("tp", "tp+sp", "fsdp")
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,6 +80,8 @@ def run_collective(kind: str, size: int, ranks: int, rank: int) -> None:
         dist.all_to_all_single(torch.empty_like(full), full)
     elif kind == "broadcast":
         dist.broadcast(full, 0)
+    elif kind == "reduce":
+        dist.reduce(full, 0)
     elif rank == 0:
         dist.send(full, 1)
     elif rank == 1:
