@@ -32,7 +32,8 @@ COLUMNS = (
     "usd_per_million_tokens", *PROJECT_COLUMNS,
 )  # fmt: skip
 """What every row has besides its point; empty where it does not apply."""
-PLAN_COLUMNS = (*(name for name in (*DEGREES, *OPTIONS) if name != "dp"), "legal", "engine_runs", "gap")
+_PLANNED = (*DEGREES, *(name for name in OPTIONS if name != "split"), "recompute_layers", "layers_per_stage")
+PLAN_COLUMNS = (*(name for name in _PLANNED if name != "dp"), "legal", "engine_runs", "gap")
 """What a row has besides where its point asks the planner: the best strategy, and how it was proven."""
 
 _RUN = {entry.name for entry in fields(Run)}
@@ -96,7 +97,8 @@ def _asked(point: Mapping[str, Any]) -> tuple[Case, dict[str, Any]]:
             allow=limits.allow, within=limits.within, forbid=limits.forbid, framework=framework,
         )  # fmt: skip
         strategy, proof = best[0].strategy, best.proof
-        said = {name: getattr(strategy, name) for name in (*DEGREES, *OPTIONS)}
+        said = {name: getattr(strategy, name) for name in _PLANNED}
+        said["layers_per_stage"] = ",".join(map(str, strategy.layers_per_stage))
         said |= {"order": "-".join(strategy.order), "legal": proof.legal, "engine_runs": proof.engine_runs,
                  "gap": proof.gap}  # fmt: skip
         return Case(model, cluster, run, strategy, framework), said
