@@ -9,6 +9,7 @@ level is a given share below the last peak, and the front is exact in time and w
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -89,7 +90,8 @@ class Front(Drawable):
             words += f"needs at most {near} more memory"
         else:
             words = "exact: every strategy left out is beaten or equalled in time and memory by a point"
-        words += f", up to {self.slowest_factor:g} times the least step time"
+        if math.isfinite(self.slowest_factor):
+            words += f", up to {self.slowest_factor:g} times the least step time"
         return words if self.complete else f"{words}; time ran out, so what needs less memory than the last is unknown"
 
     def to_frame(self) -> pd.DataFrame:
@@ -104,8 +106,9 @@ class Front(Drawable):
 
     def to_dict(self) -> dict[str, Any]:
         """Within the JSON document of `shardwise plan --pareto`."""
+        slowest = self.slowest_factor if math.isfinite(self.slowest_factor) else None
         return {
-            "claim": self.claim, "step_fraction": self.step_fraction, "slowest_factor": self.slowest_factor,
+            "claim": self.claim, "step_fraction": self.step_fraction, "slowest_factor": slowest,
             "complete": self.complete, "searches": self.searches, "engine_runs": self.engine_runs,
             "wall_s": self.wall_s, "notes": list(self.notes),
             "points": [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from simulator.result import Estimate
     from simulator.sensitivity import Sensitivity
     from simulator.spec.strategy import Strategy
+
+_SINGLE = re.compile(r"(?<! ) (?! )")
 
 
 def strategy_words(strategy: Strategy) -> str:
@@ -64,9 +67,13 @@ def plan_text(plan: Plan) -> str:
 
 
 def hanging(head: str, words: str) -> str:
-    """A line that starts with `head`; what does not fit goes on beneath its words."""
-    return textwrap.fill(words, columns_for(), initial_indent=head, subsequent_indent=" " * len(head),
-                         break_on_hyphens=False)  # fmt: skip
+    """A line that starts with `head`; what does not fit goes on beneath its words. Words two spaces apart (fields of a
+    strategy) are parted there and nowhere else.
+    """
+    held = _SINGLE.sub("\0", words) if "  " in words else words
+    lines = textwrap.fill(held, columns_for(), initial_indent=head, subsequent_indent=" " * len(head),
+                          break_on_hyphens=False)  # fmt: skip
+    return lines.replace("\0", " ")
 
 
 def bill_words(bill: Bill) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from functools import cache
@@ -71,6 +72,7 @@ def test_the_front_is_that_of_all_strategies_run(model, devices, memory_bytes) -
     assert [p for point in points for p in point] == pytest.approx([p for row in distinct for p in row], rel=1e-8)
     assert found.complete
     assert found.claim.startswith("exact: ")
+    json.dumps(found.to_dict(), allow_nan=False)
     assert points == sorted(points)
 
 
