@@ -204,7 +204,10 @@ def _check_bounds(model, cluster, run, space, limit_bytes=np.inf) -> set[tuple[s
 @pytest.mark.parametrize("kind", ["gpt", "uneven", "mixture"])
 def test_the_columns_follow_the_same_rules_as_a_single_strategy(kind) -> None:
     model, cluster, run = _case(kind, LARGE, 12, 24)
-    limits = Limits(allow={"tp": (1, 2, 3, 4, 6, 12), "zero": (0, 1), "schedule": SCHEDULES, "etp": (1, 2, 3, 4)})
+    limits = Limits(
+        fix={"recompute": "none", "split": "even"},
+        allow={"tp": (1, 2, 3, 4, 6, 12), "zero": (0, 1), "schedule": SCHEDULES, "etp": (1, 2, 3, 4)},
+    )
     space = build_space(model, cluster, run, catalog.load_framework(run.framework), limits)
     legal = {strategy for strategy, _ in space.strategies()}
     chance = random.Random(3)
@@ -239,7 +242,7 @@ def _runs(model, cluster, run, strategy) -> bool:
 
 def test_a_larger_space_never_gives_a_worse_best_and_equal_input_gives_equal_bytes() -> None:
     model, cluster, run = _case("gpt", SMALL, 4, 8)
-    within = {"cp": (1, 1), "vp": (1, 2)}
+    within = {"cp": (1, 1), "vp": (1, 2), "micro_batch": (1, 2)}
     small = sim.plan(
         model, cluster, run, limit=2, within={**within, "tp": (1, 2)}, forbid={"recompute": ("none",)}
     )
@@ -256,7 +259,8 @@ def test_large_spaces_are_cut_early_without_losing_the_best(kind) -> None:
 
     model, cluster, run = _case(kind, LARGE, 16, 64)
     software = catalog.load_framework(run.framework)
-    space = build_space(model, cluster, run, software, Limits())
+    limits = Limits(forbid={"context_kind": ("ulysses", "all-gather"), "recompute": ("selective",)})
+    space = build_space(model, cluster, run, software, limits)
     question = Question(model=model, cluster=cluster, run=run, framework=software)
     whole, cut = (
         search(space, question, OBJECTIVES["step_time"], limit=2, time_limit_s=1e9, exhaustive=size)
