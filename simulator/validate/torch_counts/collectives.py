@@ -108,3 +108,13 @@ def fake_world(ranks: int, rank: int = 0) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+        _forget_specs()
+
+
+def _forget_specs() -> None:
+    """DTensor keeps what it once derived, with the groups of that time: the next world's have other names."""
+    from torch.distributed.tensor import _redistribute
+    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+
+    _clear_sharding_prop_cache()
+    _redistribute._gen_transform_infos.cache_clear()
