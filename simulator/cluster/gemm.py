@@ -37,6 +37,7 @@ shapes of CUTLASS's and cuBLAS's default kernels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -49,13 +50,13 @@ from simulator.spec.kernels import throttled_share
 
 TILES = ((256, 128), (128, 256), (128, 128), (128, 96), (96, 128), (128, 64), (64, 128), (128, 32), (32, 128))
 SPLITS = (1, 2, 3, 4, 6, 8)
-_SPLITS = np.array(SPLITS, dtype=np.float64).reshape(-1, 1, 1)
 _RAMP_WAVES = 0.05
 """Width of a step of the waves, so that times are continuous."""
-_BLOCK = 512
+_BLOCK = 1024
 """Shapes evaluated together: candidates times this fits a core's cache."""
 
 Array = NDArray[np.float64]
+Places = NDArray[np.intp]
 
 
 def gemm_time_s(device: Device, gemm_dtype: str, m: Number, n: Number, k: Number, batch: Number = 1) -> Any:
@@ -86,8 +87,8 @@ def _block_time_s(
     device: Device, c: Mapping[str, float], peak: float, width: float, sizes: Sequence[Array]
 ) -> Array:
     m, n, k, batch = sizes
-    rows, cols = candidate_tiles(c)
-    tiles = batch * tile_count(m, rows, c["tile_waste"]) * tile_count(n, cols, c["tile_waste"])
+    tiles = tiles_down(m, c) * tiles_across(n, c)
+    tiles *= batch
     bandwidth = device.memory_bandwidth_bytes_per_s * c["memory_efficiency"]
     partial = c["split_passes"] * 4.0 * batch * m * n / bandwidth
     math = best_math_s(device, c, peak, tiles=tiles, k=k, partial_s=partial)
@@ -95,18 +96,38 @@ def _block_time_s(
     return kernel_time_s(device, c, math, moved)
 
 
-def candidate_tiles(c: Mapping[str, float]) -> tuple[Array, Array]:
-    """Rows and columns of the candidate tiles no larger than `largest_tile`, as columns for broadcasting."""
-    sides = np.array([tile for tile in TILES if max(tile) <= c["largest_tile"]], dtype=np.float64)
-    return sides[:, :1], sides[:, 1:]
+@lru_cache(maxsize=16)
+def candidate_tiles(largest: float) -> tuple[Array, Array, Array, Places, Places]:
+    """Rows and columns (columns of an array, for broadcasting) of the candidate tiles with no side over `largest`; the
+    different sides among them, and which of these are a candidate's rows and columns.
+    """
+    sides = np.array([tile for tile in TILES if max(tile) <= largest], dtype=np.float64)
+    different, which = np.unique(sides, return_inverse=True)
+    places = which.reshape(sides.shape)
+    return sides[:, :1], sides[:, 1:], different[:, None], places[:, 0], places[:, 1]
 
 
-def tile_count(size: Array, side: Array, lost_fraction: float) -> Array:
-    """Tiles of a side that cover a size, with that fraction of the last one's empty part. At least 1."""
-    exact = size / side
-    if lost_fraction >= 1.0:
-        return ceil_ramp(exact, 1.0 / side)
-    return np.asarray(np.maximum(exact + lost_fraction * (ceil_ramp(exact, 1.0 / side) - exact), 1.0))
+def tiles_down(size: Array, c: Mapping[str, float]) -> Array:
+    """Tiles that cover a size with each candidate tile's rows; the last one's empty part counts by `tile_waste`."""
+    _, _, sides, rows, _ = candidate_tiles(c["largest_tile"])
+    return np.asarray(_counts(size, sides, c["tile_waste"])[rows])
+
+
+def tiles_across(size: Array, c: Mapping[str, float]) -> Array:
+    """The same with the columns of each candidate tile."""
+    _, _, sides, _, columns = candidate_tiles(c["largest_tile"])
+    return np.asarray(_counts(size, sides, c["tile_waste"])[columns])
+
+
+def _counts(size: Array, sides: Array, lost_fraction: float) -> Array:
+    exact = size / sides
+    count = ceil_ramp(exact, 1.0 / sides)
+    if lost_fraction < 1.0:
+        count *= lost_fraction
+        exact *= 1.0 - lost_fraction
+        count += exact
+        np.maximum(count, 1.0, out=count)
+    return count
 
 
 def ceil_ramp(x: Array, width: Any) -> Array:
@@ -120,21 +141,34 @@ def best_math_s(
 ) -> Array:
     """Least seconds over candidate tiles (first axis of `tiles`) and k-splits [s]; the second axis is the shapes'."""
     units = max(device.units, 1)
-    rows, cols = candidate_tiles(c)
+    rows, cols = candidate_tiles(c["largest_tile"])[:2]
     edges = 1.0 + c["tile_overhead"] * (1.0 / rows + 1.0 / cols)
     per_k = 2.0 * rows * cols * (edges / edges.min()) * units / (c["efficiency"] * peak)
-    depth = k / _SPLITS + c["prologue_k"]
-    if not c["wave_waste"]:
-        # waves = max(1, filled), multiplied out: a pass fewer over the largest arrays.
-        math = (tiles * (per_k / units)) * (depth * _SPLITS)
-        np.maximum(math, per_k * depth, out=math)
-    else:
-        filled = tiles * (_SPLITS / units)
-        waves = filled + c["wave_waste"] * (ceil_ramp(filled, _RAMP_WAVES) - filled)
-        math = np.maximum(waves, 1.0) * (per_k * depth)
-    splits = _SPLITS[:, 0]
-    extra = np.where(splits > 1.0, c["split_latency_s"] + splits * partial_s, 0.0)
-    return np.asarray((math.min(axis=1) + extra).min(axis=0))
+    best: Array | None = None
+    for split in SPLITS:
+        # All tiles of a shape are equally deep, so the least of their waves is the least of their times.
+        steps = _waves(tiles * (split / units), c["wave_waste"])
+        steps *= per_k
+        seconds = steps.min(axis=0) * (k / split + c["prologue_k"])
+        if split > 1:
+            seconds += c["split_latency_s"] + split * partial_s
+        best = seconds if best is None else np.minimum(best, seconds)
+    return np.asarray(best)
+
+
+def _waves(filled: Array, lost_fraction: float) -> Array:
+    """Waves from the tiles over the units, with that fraction of the last one's empty part. Writes over `filled`."""
+    if not lost_fraction:
+        return np.maximum(filled, 1.0, out=filled)
+    whole = np.floor(filled)
+    part = filled - whole
+    part *= 1.0 / _RAMP_WAVES
+    np.minimum(part, 1.0, out=part)
+    part += whole
+    part *= lost_fraction
+    filled *= 1.0 - lost_fraction
+    filled += part
+    return np.maximum(filled, 1.0, out=filled)
 
 
 def kernel_time_s(device: Device, c: Mapping[str, float], math_s: Array, moved_bytes: Array) -> Array:

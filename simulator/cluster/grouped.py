@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from simulator.arch.operations import Number
-from simulator.cluster.gemm import best_math_s, candidate_tiles, kernel_time_s, operand_bytes, tile_count
+from simulator.cluster.gemm import best_math_s, candidate_tiles, kernel_time_s, operand_bytes, tiles_across, tiles_down
 from simulator.cluster.peaks import constants_for, peak_flops_per_s
 from simulator.spec.hardware import Device
 
@@ -33,14 +33,13 @@ def grouped_gemm_time_s(
     held = np.asarray(tokens, dtype=np.float64) * imbalance
     shape = np.broadcast_shapes(count.shape, inputs.shape, columns.shape, held.shape)
     count, inputs, columns, held = (np.broadcast_to(x, shape).reshape(-1) for x in (count, inputs, columns, held))
-    rows, cols = candidate_tiles(c)
     if ragged:
         active = -count * np.expm1(-held / count)
-        row_tiles = held / rows + c["ragged_tiles"] * active
+        row_tiles = held / candidate_tiles(c["largest_tile"])[0] + c["ragged_tiles"] * active
     else:
         active = np.minimum(count, held)
-        row_tiles = active * tile_count(held / active, rows, c["tile_waste"])
-    tiles = row_tiles * tile_count(columns, cols, c["tile_waste"])
+        row_tiles = active * tiles_down(held / active, c)
+    tiles = row_tiles * tiles_across(columns, c)
     partial = c["split_passes"] * 4.0 * held * columns / device.memory_bandwidth_bytes_per_s
     math = best_math_s(device, c, peak, tiles=tiles, k=inputs, partial_s=partial)
     width = operand_bytes(dtype)
