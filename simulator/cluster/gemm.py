@@ -97,11 +97,11 @@ def _block_time_s(
 
 
 @lru_cache(maxsize=16)
-def candidate_tiles(largest: float) -> tuple[Array, Array, Array, Places, Places]:
-    """Rows and columns (columns of an array, for broadcasting) of the candidate tiles with no side over `largest`; the
+def candidate_tiles(largest_side: int) -> tuple[Array, Array, Array, Places, Places]:
+    """Rows and columns (columns of an array, for broadcasting) of the candidate tiles with no side over `largest_side`; the
     different sides among them, and which of these are a candidate's rows and columns.
     """
-    sides = np.array([tile for tile in TILES if max(tile) <= largest], dtype=np.float64)
+    sides = np.array([tile for tile in TILES if max(tile) <= largest_side], dtype=np.float64)
     different, which = np.unique(sides, return_inverse=True)
     places = which.reshape(sides.shape)
     return sides[:, :1], sides[:, 1:], different[:, None], places[:, 0], places[:, 1]
@@ -109,13 +109,13 @@ def candidate_tiles(largest: float) -> tuple[Array, Array, Array, Places, Places
 
 def tiles_down(size: Array, c: Mapping[str, float]) -> Array:
     """Tiles that cover a size with each candidate tile's rows; the last one's empty part counts by `tile_waste`."""
-    _, _, sides, rows, _ = candidate_tiles(c["largest_tile"])
+    _, _, sides, rows, _ = candidate_tiles(int(c["largest_tile"]))
     return np.asarray(_counts(size, sides, c["tile_waste"])[rows])
 
 
 def tiles_across(size: Array, c: Mapping[str, float]) -> Array:
     """The same with the columns of each candidate tile."""
-    _, _, sides, _, columns = candidate_tiles(c["largest_tile"])
+    _, _, sides, _, columns = candidate_tiles(int(c["largest_tile"]))
     return np.asarray(_counts(size, sides, c["tile_waste"])[columns])
 
 
@@ -141,7 +141,7 @@ def best_math_s(
 ) -> Array:
     """Least seconds over candidate tiles (first axis of `tiles`) and k-splits [s]; the second axis is the shapes'."""
     units = max(device.units, 1)
-    rows, cols = candidate_tiles(c["largest_tile"])[:2]
+    rows, cols = candidate_tiles(int(c["largest_tile"]))[:2]
     edges = 1.0 + c["tile_overhead"] * (1.0 / rows + 1.0 / cols)
     per_k = 2.0 * rows * cols * (edges / edges.min()) * units / (c["efficiency"] * peak)
     best: Array | None = None

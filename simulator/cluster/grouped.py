@@ -35,7 +35,7 @@ def grouped_gemm_time_s(
     count, inputs, columns, held = (np.broadcast_to(x, shape).reshape(-1) for x in (count, inputs, columns, held))
     if ragged:
         active = -count * np.expm1(-held / count)
-        row_tiles = held / candidate_tiles(c["largest_tile"])[0] + c["ragged_tiles"] * active
+        row_tiles = held / candidate_tiles(int(c["largest_tile"]))[0] + c["ragged_tiles"] * active
     else:
         active = np.minimum(count, held)
         row_tiles = active * tiles_down(held / active, c)
