@@ -9,7 +9,7 @@ from simulator.arch.flops import executed_flops
 from simulator.arch.operations import largest
 from simulator.lowered import Lowered, rank_slots, rank_stages
 from simulator.parallel.memory import overhead_bytes, segment_memories, stage_memory, static_bytes, step_bytes
-from simulator.parallel.recompute import policy_of, recomputed_operations
+from simulator.parallel.recompute import policy_of, recomputed_layers, recomputed_operations
 from simulator.parallel.stage_cost import StageKind, stage_kind
 from simulator.result import Memory, TimeParts
 from simulator.schedule.durations import PAIRED_AXES
@@ -145,14 +145,19 @@ def executed_flops_per_step(lowered: Lowered, strategy: Strategy) -> float:
     """Matrix FLOPs that all devices execute in one step, recomputation and padding included."""
     policy = policy_of(strategy)
     counts: dict[str, int] = defaultdict(int)
+    repeated: dict[str, int] = defaultdict(int)
     segments = {}
     for stage in lowered.program.stages:
+        left = int(recomputed_layers(strategy, stage.layers))
         for segment, count in stage.parts:
+            run = min(count, left) if segment.recomputable else count
+            left -= run if segment.recomputable else 0
             counts[segment.name] += count
+            repeated[segment.name] += run
             segments[segment.name] = segment
     total = 0.0
     for name, segment in segments.items():
         again = executed_flops(recomputed_operations(segment, policy), "forward")
         phases = sum(executed_flops(segment.operations, p) for p in ("forward", "input_grad", "weight_grad"))
-        total += counts[name] * float(again + phases)
+        total += repeated[name] * float(again) + counts[name] * float(phases)
     return total * lowered.program.micro_batches * strategy.tp * strategy.cp * strategy.dp
