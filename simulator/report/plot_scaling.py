@@ -110,7 +110,7 @@ def curves_picture(curves: Sequence[Scaling]) -> Figure:
 @styled
 def deadline_picture(answer: Deadline) -> Figure:
     """Days of training over devices, with the likely range and the deadline."""
-    from matplotlib.ticker import LogLocator
+    from matplotlib.ticker import LogLocator, NullLocator
 
     met = [point for point in answer.tried if point.plan and point.bill]
     figure = new_figure(6.8, 3.8)
@@ -129,6 +129,7 @@ def deadline_picture(answer: Deadline) -> Figure:
     axes.set(xscale="log", yscale="log", xlabel="devices", ylabel="days")
     _ticks(axes, devices)
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     axes.set_title(f"{answer.model} on {answer.cluster}: {format_count(answer.tokens)} tokens")
     axes.legend(loc="upper right")
