@@ -98,8 +98,8 @@ def _block_time_s(
 
 @lru_cache(maxsize=16)
 def candidate_tiles(largest_side: int) -> tuple[Array, Array, Array, Places, Places]:
-    """Rows and columns (columns of an array, for broadcasting) of the candidate tiles with no side over `largest_side`; the
-    different sides among them, and which of these are a candidate's rows and columns.
+    """Rows and columns (columns of an array, for broadcasting) of the candidate tiles with no side over `largest_side`;
+    the different sides among them, and which of these are a candidate's rows and columns.
     """
     sides = np.array([tile for tile in TILES if max(tile) <= largest_side], dtype=np.float64)
     different, which = np.unique(sides, return_inverse=True)
