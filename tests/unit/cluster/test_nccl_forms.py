@@ -279,3 +279,11 @@ def test_trees_lose_by_the_table_and_others_do_not() -> None:
     assert low.time_s(2.0**20, (12, 0.0)) == near(3.0 + 2**20 * 1e-6 / 0.4)
     assert replace(tree, corrected=False).time_s(2.0**20) == near(3.0 + 2**20 * 1e-6)
     assert tree.name == "tree/simple"
+
+
+def test_rings_in_a_mesh_use_the_links_among_their_members() -> None:
+    """Two of four ranks have one of three cables; two that are all there are have theirs."""
+    own = setting(spans(8, 4, 2), topology="full-mesh")
+    assert own.inner_rate(protocol("simple", rate_bytes_per_s=1e13)) == near(0.8 * 150e9)
+    pair = replace(own.cluster, tiers=(replace(own.cluster.tiers[0], size=2), *own.cluster.tiers[1:]))
+    assert replace(own, cluster=pair).link_bytes_per_s(2) == near(450e9)
