@@ -1,5 +1,8 @@
 """Kill a sweep by SIGKILL at random moments, resume it each time, and compare the table with an undisturbed one.
 
+A fifth of the moments lie anywhere in the first four seconds (imports, the journal's opening); the others follow a
+random number of new rows, so that they lie all over the work however slow the machine is.
+
     python tools/chaos.py [--kills 100] [--seed 0] [--file examples/sweep_ten_thousand.toml]
 
 Prints one JSON document: kills, rows that were committed and later missing (must be 0), and whether the final table has
@@ -9,10 +12,12 @@ the same bytes. Exit 1 when something was lost.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -24,7 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from simulator.errors import InputError
-from simulator.sweep.journal import read_rows
+from simulator.sweep.journal import FILE, read_rows
+from simulator.sweep.points import read_sweep
 
 
 def start(file: Path, out: Path, *, resume: bool, workers: int) -> subprocess.Popen[bytes]:
@@ -44,9 +50,31 @@ def keys_in(out: Path) -> set[str]:
         return set()
 
 
+def outlived(process: subprocess.Popen[bytes], out: Path, draw: random.Random, *, before: int, most: int) -> bool:
+    """Wait for the moment to kill, after at most `most` new rows; whether the process is still there then."""
+    early = draw.random() < 0.2
+    wanted, until = before + draw.randint(1, most), time.monotonic() + draw.uniform(0.05, 4.0)
+    while process.poll() is None:
+        if (time.monotonic() > until) if early else (rows_in(out) >= wanted):
+            time.sleep(0.0 if early else draw.uniform(0.0, 0.1))
+            return process.poll() is None
+        time.sleep(0.02)
+    return False
+
+
+def rows_in(out: Path) -> int:
+    """How many rows the journal holds; 0 before it exists."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{out / FILE}?mode=ro", uri=True)) as data:
+            return int(data.execute("SELECT count(*) FROM points").fetchone()[0])
+    except sqlite3.Error:
+        return 0
+
+
 def chaos(file: Path, kills: int, seed: int, workers: int) -> dict[str, Any]:
     """Kill and resume so many times, then let it finish beside an undisturbed run."""
     draw = random.Random(seed)
+    most = max(3 * read_sweep(file).size // (2 * kills), 1)
     with tempfile.TemporaryDirectory() as name:
         whole, torn = Path(name) / "whole", Path(name) / "torn"
         started = time.monotonic()
@@ -57,14 +85,12 @@ def chaos(file: Path, kills: int, seed: int, workers: int) -> dict[str, Any]:
         lost = done = finished = 0
         while done < kills:
             process = start(file, torn, resume=torn.exists(), workers=workers)
-            try:
-                # From the first import to the last row: the moment is as random in the work as in the start.
-                process.wait(draw.uniform(0.05, 4.0))
-                finished += 1
-            except subprocess.TimeoutExpired:
+            if outlived(process, torn, draw, before=len(committed), most=most):
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 done += 1
+            else:
+                finished += 1
             now = keys_in(torn)
             lost += len(committed - now)
             committed |= now
