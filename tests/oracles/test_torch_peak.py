@@ -11,12 +11,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from simulator.arch.parameters import COUNTING, parameters
-from simulator.measure.suite import MODELS
+from simulator.measure.predict import _lowered, peak_memory
+from simulator.measure.suite import MODELS, case
 from simulator.parallel.eager_model import trace
 from simulator.parallel.liveness import Peak, States
 from simulator.parallel.recompute import Policy
@@ -29,6 +31,7 @@ torch = pytest.importorskip("torch")
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 from simulator.measure.blocks import trained  # noqa: E402
+from simulator.measure.memory import is_tracked, peak_bytes  # noqa: E402
 from simulator.validate.torch_counts.blocks import Setting  # noqa: E402
 from simulator.validate.torch_counts.collectives import fake_world  # noqa: E402
 from simulator.validate.torch_counts.tally import build, token_ids  # noqa: E402
@@ -118,10 +121,10 @@ CASES: dict[str, tuple[ModelSpec, Any, Policy, int, int]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_one_process_peaks_where_the_tracker_does(case: str) -> None:
-    model, kernels, policy, batch, seq_len = CASES[case]
-    ours, theirs = our_peak(*CASES[case]), torch_peak(model, kernels, policy, batch, seq_len)
+@pytest.mark.parametrize("name", CASES)
+def test_one_process_peaks_where_the_tracker_does(name: str) -> None:
+    model, kernels, policy, batch, seq_len = CASES[name]
+    ours, theirs = our_peak(*CASES[name]), torch_peak(model, kernels, policy, batch, seq_len)
     assert ours.total_bytes == theirs["Total"]
     assert ours.parts["parameters"] == theirs["Parameter"]
     assert ours.parts["optimizer"] == theirs["Optstate"]
@@ -192,3 +195,20 @@ def test_a_rank_of_fsdp_peaks_where_the_tracker_does(layers: int, mixed: bool, p
     if policy == NONE:
         assert ours.parts["activations"] == theirs["Activation"]
         assert ours.parts["temporaries"] == theirs["Temp"]
+
+
+@pytest.mark.parametrize(
+    ("model", "sequences", "strategy"),
+    [("gpt-1m", 8, {"dp": 2, "zero": 3}), ("switch-20m", 2, {}), ("llama-15m", 2, {"precision": "bf16"})],
+    ids=["FSDP", "one process", "bf16"],
+)  # fmt: skip
+def test_measured_cases_are_predicted_within_1_percent(
+    model: str, sequences: int, strategy: dict[str, Any], root: Path
+) -> None:
+    """What `shardwise measure` tracks and what it predicts. FSDP's constant tables are made before it is tracked."""
+    entry = case(model, sequences, 64, **strategy)
+    assert is_tracked(entry)
+    (machine, *_) = sorted((root / "validation" / "measured").glob("*/machine.toml"))
+    # The calibration is of fp32; only the software of the lowered step is read here.
+    lowered = _lowered(replace(entry, run=replace(entry.run, precision="fp32")), machine, "cpu")
+    assert peak_memory(lowered, entry) == pytest.approx(peak_bytes(entry), rel=0.01)
