@@ -161,7 +161,8 @@ def counts(_: argparse.Namespace) -> list[Figure]:
     used = r"^\s*(import|from) {0}\b|importorskip\(\"{0}"
     oracles = [name for name in names if re.search(used.replace("{0}", name), text, re.MULTILINE)]
     return [
-        Figure("properties", ">= 60", str(properties), "tests with @given, 25 to 200 examples each (those without a number of their own 20,000 at night)"),
+        Figure("properties", ">= 60", str(properties),
+               "tests with @given, 25 to 200 examples each (20,000 at night where no number is set)"),
         Figure("independent oracles", ">= 8",
                f"{len(oracles)} programs ({', '.join(oracles)}), closed forms, hand counts", "imports of the tests"),
     ]  # fmt: skip
