@@ -51,7 +51,8 @@ class Ladder:
         whole = fits(self.layers)
         low, high = np.ones_like(self.layers), np.where(self.partial > 0, self.partial + 1, self.layers)
         low = np.where(self.partial > 0, low, high)
-        while (low < high).any() and (whole & ~without).any():
+        undecided = whole & ~without
+        while (low < high)[undecided].any():
             middle = (low + high) // 2
             enough = fits(middle)
             high = np.where(enough, middle, high)

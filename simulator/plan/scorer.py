@@ -161,11 +161,12 @@ class Scorer:
                             lambda again: np.asarray(some["full"].work_floor_s(again)))  # fmt: skip
 
         quick = floor_s(floors, first) < self.ceiling_s()
-        rows = rows[quick]
-        if not rows.size:
+        if not quick.any():
             return
-        floors = {kind: Uneven(block, rows, kind, zero, schedule) for kind in kinds}
-        named = named[quick] if named is not None else None
+        if not quick.all():
+            rows = rows[quick]
+            floors = {kind: Uneven(block, rows, kind, zero, schedule) for kind in kinds}
+            named = named[quick] if named is not None else None
         if steps is None:
             memory = floors[kinds[0]].memory_floor_bytes(named)
             layers, fits = np.full(len(rows), -1), memory <= self.limit_bytes
