@@ -214,7 +214,7 @@ def _sustained(works: Sequence[Work], cold_s: list[Any], device: Device) -> list
     The limit lowers the clock, so every dtype pays what long 16-bit products were measured to pay; what long products
     of narrower dtypes lose beyond that, they lose to memory.
     """
-    own = PowerLimit(device.tdp_watts, device.peak_flops_per_s.get("bf16", 0.0), device.units)
+    own = PowerLimit(device.tdp_watts, device.units, device.clock_factor)
     measured = MEASURED_LIMITS.get(device.generation)
     slowdown = sustained_slowdown(constants_for(device, "gemm", "bf16"), own, measured)
     return [

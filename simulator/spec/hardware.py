@@ -28,6 +28,8 @@ class Device:
     units: int = 0
     """Streaming multiprocessors, compute units or cores (0 unknown)."""
     tdp_watts: float = 0.0
+    clock_factor: float = 1.0
+    """Clock of its datasheet's peaks over that of its generation's measured device (`spec/kernels.py`)."""
     price_usd_per_hour: float = 0.0
     kernels: KernelModel
     """Fitted or inherited kernel constants; `kernels.provenance` says which."""

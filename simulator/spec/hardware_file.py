@@ -61,6 +61,8 @@ class DeviceFile(_Table):
     units: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Streaming multiprocessors, compute units or matrix units."""
     tdp: Watts | None = None
+    clock_factor: Annotated[float, Field(gt=0.1, lt=10.0)] | None = None
+    """Clock of the peaks below over that of the generation's measured device, where they differ."""
     price: UsdPerHour | None = None
     vector: FlopsPerS | None = None
     """fp32 peak outside the matrix units."""
@@ -69,7 +71,9 @@ class DeviceFile(_Table):
     sources: dict[str, Text]
 
 
-_CITED = ("memory", "memory_usable", "memory_bandwidth", "cache", "units", "tdp", "price", "vector", "peak")
+_CITED = (
+    "memory", "memory_usable", "memory_bandwidth", "cache", "units", "tdp", "clock_factor", "price", "vector", "peak",
+)  # fmt: skip
 _FREE = {"note", "aliases"}
 
 
@@ -115,6 +119,7 @@ def read_device(document: Document, kernels: Mapping[str, KernelModel]) -> Devic
         cache_bytes=file.cache or 0.0,
         units=file.units or 0,
         tdp_watts=file.tdp or 0.0,
+        clock_factor=file.clock_factor or 1.0,
         price_usd_per_hour=file.price or 0.0,
         kernels=kernel_model_for(file.generation, name, kernels),
         sources=sources,

@@ -56,11 +56,12 @@ class KernelModel:
 
 @dataclass(frozen=True, slots=True)
 class PowerLimit:
-    """What sets a clock under load: limit [W], dense 16-bit matrix peak [FLOP/s], and the units that share both."""
+    """What sets a clock under load: the limit [W], the units that share it, and the datasheet's clock."""
 
     tdp_watts: float
-    peak_flops_per_s: float
     units: int
+    clock_factor: float = 1.0
+    """The datasheet's clock over that of the generation's measured device."""
 
 
 def sustained_slowdown(
@@ -70,22 +71,21 @@ def sustained_slowdown(
 
     On the measured device: what its longest kernels, of 0.1 s, were measured to lose; nothing is extrapolated beyond
     them. A sibling with another limit per unit holds another clock: dynamic power grows with f V^2, about f^3, so the
-    clock goes with the cube root of the limit (Chandrakasan 1992, "Low-Power CMOS Digital Design"). What a sibling's
-    peak per unit is higher by, is a higher clock in its datasheet, which the limit does not let it hold: GB200's best
-    products run 4 % faster than B200's at 1.2 times the power, not 11 % as their peaks (stas00/ml-engineering, MAMF).
+    clock goes with the cube root of the limit (Chandrakasan 1992, "Low-Power CMOS Digital Design"), whatever clock its
+    datasheet's peak is for: GB200's best products run 4 % faster than B200's at 1.2 times the power, not 11 % as their
+    peaks (stas00/ml-engineering, MAMF).
 
     >>> constants = {"throttle": 0.1, "throttle_time_s": 1e-3, "throttle_power": 4.0, "throttle_drift": 0.06}
-    >>> b200, gb200 = PowerLimit(1000.0, 2.25e15, 148), PowerLimit(1200.0, 2.5e15, 148)
+    >>> b200, gb200 = PowerLimit(1000.0, 148), PowerLimit(1200.0, 148, clock_factor=1.11)
     >>> round(sustained_slowdown(constants), 4), round(sustained_slowdown(constants, gb200, b200), 4)
-    (1.15, 1.2024)
+    (1.15, 1.2012)
     """
     if not constants.get("throttle"):
         return 1.0
     slower = 1.0 + float(throttled_share(LONGEST_MEASURED_S, constants))
     if own and measured and own.tdp_watts:
         share = (own.units or measured.units) / measured.units
-        clock = (own.tdp_watts / share / measured.tdp_watts) ** (1.0 / 3.0)
-        slower *= own.peak_flops_per_s / share / measured.peak_flops_per_s / clock
+        slower *= own.clock_factor / (own.tdp_watts / share / measured.tdp_watts) ** (1.0 / 3.0)
     return max(slower, 1.0)
 
 
@@ -126,10 +126,9 @@ MEASURED: Mapping[str, str] = {
 }  # fmt: skip
 """The device of each generation whose kernels were measured."""
 MEASURED_LIMITS: Mapping[str, PowerLimit] = {
-    "ampere": PowerLimit(400.0, 312e12, 108), "hopper": PowerLimit(700.0, 989e12, 132),
-    "blackwell": PowerLimit(1000.0, 2250e12, 148),
+    "ampere": PowerLimit(400.0, 108), "hopper": PowerLimit(700.0, 132), "blackwell": PowerLimit(1000.0, 148),
 }  # fmt: skip
-"""Its power limit, bf16 peak and units (datasheets: hardware/devices)."""
+"""Its power limit and units (datasheets: hardware/devices)."""
 
 _EVIDENCE: Mapping[str, tuple[float, str]] = {
     "pascal": (0.70, "no matrix units; 70 % of the vector peak assumed"),

@@ -1,9 +1,14 @@
 """Which kernel constants a device takes, and that the calibration files hold what the formulas read."""
 
+from dataclasses import replace
+
 import pytest
 
+from simulator.arch.operations import Gemm
 from simulator.catalog import load_device, names
-from simulator.spec.kernels import KernelModel, assumed_model, kernel_model_for
+from simulator.cluster.device import gemm_time_s
+from simulator.parallel.timing import _sustained
+from simulator.spec.kernels import KernelModel, PowerLimit, assumed_model, kernel_model_for, sustained_slowdown
 
 FITTED = KernelModel(constants={"pointwise": {}}, provenance="fitted", source="tables", residuals={"gemm.bf16": {}})
 
@@ -39,3 +44,26 @@ def test_residuals_of_the_fit_are_within_the_aims(name, median):
     assert residuals["attention.bf16"]["mean"] <= 0.12
     assert residuals["grouped_gemm.bf16"]["mean"] <= 0.15
     assert residuals["gemm.bf16"]["rows"] > 6000
+
+
+@pytest.mark.parametrize("name", ["a100-sxm-80gb", "h100-pcie-80gb", "gb200", "gb300"])
+def test_a_higher_peak_shortens_products_under_a_power_limit_too(name: str) -> None:
+    """A what-if on the matrix peak is no higher clock: it is felt whole by products that run on and on."""
+    device = load_device(name)
+    better = replace(device, peak_flops_per_s={kind: 1.1 * peak for kind, peak in device.peak_flops_per_s.items()})
+    work = Gemm(m=16384, n=16384, k=16384, dtype="bf16")
+    cold = [float(gemm_time_s(replace(d, kernels=d.kernels.cold()), "bf16", m=work.m, n=work.n, k=work.k))
+            for d in (device, better)]  # fmt: skip
+    hot = [float(_sustained([work], [seconds], d)[0]) for seconds, d in zip(cold, (device, better), strict=True)]
+    assert hot[0] > cold[0]
+    assert hot[1] < hot[0] / 1.05
+
+
+def test_the_limit_holds_a_siblings_clock_whatever_its_datasheet_says() -> None:
+    """GB200 of 152 units at 1,200 W and a datasheet clock 1.082 times B200's (148 units, 1,000 W): per unit 1.168 times
+    the power, so 1.053 times the clock, 1.027 times slower against its own datasheet."""
+    constants = {"throttle": 0.1, "throttle_time_s": 1e-3, "throttle_power": 4.0, "throttle_drift": 0.0}
+    own, measured = PowerLimit(1200.0, 152, 1.082), PowerLimit(1000.0, 148)
+    share = sustained_slowdown(constants, own, measured) / sustained_slowdown(constants)
+    assert share == pytest.approx(1.082 / (1.2 * 148 / 152) ** (1 / 3), rel=1e-12)
+    assert share == pytest.approx(1.027, abs=5e-4)
