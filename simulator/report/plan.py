@@ -50,7 +50,8 @@ def plan_text(plan: Plan) -> str:
          f"{format_time(found.step_time_high_s)}; {format_count(found.tokens_per_s)} tokens/s, "
          f"MFU {format_percent(found.mfu)}"),
         (f"memory      {format_bytes(found.peak_memory_bytes)} of {format_bytes(found.device_memory_bytes)}, "
-         f"{format_bytes(found.device_memory_bytes - found.peak_memory_bytes)} free"),
+         f"{format_bytes(found.device_memory_bytes - found.peak_memory_bytes)} free "
+         f"({format_percent(found.fits_confidence, 2)} sure to fit)"),
         hanging("time goes   ", f"{best.binds}{_rank_words(found, best.strategy.pp)}"),
         *([hanging("training    ", bill_words(best.bill))] if best.bill is not None else []),
         "",
