@@ -130,8 +130,10 @@ def _dispatch_saves(name: str, rows: Number, spec: ExpertsSpec) -> tuple[Saved, 
 
 
 def _combine_saves(name: str, rows: Number, width: int, kernels: Kernels) -> tuple[Saved, ...]:
-    """Experts' outputs and the weights that scale them."""
+    """Experts' outputs and the weights that scale them; weighted in the activation, only the weights (fp32)."""
     size = kernels.element_bytes
+    if kernels.gates_in_activation:
+        return (Saved(name=f"{name}.unpermute.weights", bytes=rows * 4.0, statistic=True),)
     return (Saved(name=f"{name}.unpermute.input", bytes=rows * width * size),
             Saved(name=f"{name}.unpermute.weights", bytes=rows * size, statistic=True))  # fmt: skip
 

@@ -43,6 +43,8 @@ class Kernels:
     """Forward tensor-parallel collectives are pipelined with their GEMM (user buffers, async-TP)."""
     overlap_moe: bool
     expert_dispatch: str = "all-to-all"
+    gates_in_activation: bool = False
+    """Routed rows are weighted by their gate inside the experts' activation."""
     logits_fraction: float = 1.0
     """Share of positions that reach the vocabulary projection (masked-LM heads that gather them first)."""
 
@@ -80,6 +82,7 @@ def kernels_for(model: ModelSpec, run: Run, framework: Framework, *, overlap_tp:
         overlap_tp=overlap_tp,
         overlap_moe=overlap_moe,
         expert_dispatch=framework.expert_dispatch,
+        gates_in_activation=framework.gates_in_activation,
         logits_fraction=framework.logits_fraction,
     )
 

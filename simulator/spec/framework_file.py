@@ -78,6 +78,7 @@ class FrameworkFile(BaseModel):
     overlap_tp: bool
     overlap_moe: bool
     expert_dispatch: Literal["all-to-all", "deduplicated"] = "all-to-all"
+    gates_in_activation: bool = False
     overlap_p2p: bool
     scatter_gather_p2p: bool = True
     logits_fraction: Annotated[float, Field(gt=0, le=1)]

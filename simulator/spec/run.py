@@ -60,6 +60,9 @@ class Framework:
     overlap_moe: bool = False
     expert_dispatch: str = "all-to-all"
     """How routed tokens travel: "all-to-all" (one copy per visited expert) or "deduplicated" (one per node)."""
+    gates_in_activation: bool = False
+    """Routed tokens are weighted by their gate inside the experts' activation, so that the experts' outputs need not be
+    kept to differentiate the gate."""
     overlap_p2p: bool = True
     scatter_gather_p2p: bool = True
     """Without sequence parallelism, a pipeline send carries 1/tp of the activation and the receiver gathers it

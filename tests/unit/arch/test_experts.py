@@ -222,3 +222,10 @@ def test_a_dense_feed_forward_beside_the_experts() -> None:
     found = parts(spec(extra_feed_forward=FeedForwardSpec(hidden=9)))
     assert found["extra.up"].forward == (Gemm(m=T, n=9, k=5),)
     assert found["extra.up"].modules == MOE
+
+
+def test_gates_inside_the_activation_keep_no_outputs_of_experts() -> None:
+    """Only one fp32 weight per routed row is kept for the backward of the gate."""
+    assert parts(spec(), gates_in_activation=True)["unpermute"].saves == (
+        Saved(name="m.unpermute.weights", bytes=R * 4.0, statistic=True),
+    )
