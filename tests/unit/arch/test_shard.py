@@ -16,7 +16,7 @@ from simulator.spec.run import Run
 COPIED = (
     "attention_kernel", "fused_softmax", "fused_bias_activation", "fused_bias_dropout", "fused_norm", "fused_rope",
     "fused_cross_entropy", "parallel_cross_entropy", "compiled", "logits_dtype", "overlap_tp_grad", "expert_dispatch",
-    "logits_fraction",
+    "logits_fraction", "gates_in_activation",
 )  # fmt: skip
 OTHER = {"attention_kernel": "fa9", "logits_dtype": "fp64", "expert_dispatch": "deduplicated", "logits_fraction": 0.15}
 
