@@ -180,7 +180,7 @@ def patch(module: types.ModuleType, mutant: Mutant) -> None:
     exec(compile(mutant.source, module.__file__ or "", "exec", flags=flags, dont_inherit=True), space)
     changed = space[mutant.function.rpartition(".")[2]]
     if function.__code__.co_freevars != changed.__code__.co_freevars:
-        raise NotImplementedError("a closure")
+        raise ValueError(f"{mutant.function} is a closure: it cannot be patched in place")
     function.__code__ = changed.__code__
     function.__defaults__, function.__kwdefaults__ = changed.__defaults__, changed.__kwdefaults__
 

@@ -80,18 +80,24 @@ def plan(
         searched = cheapest(searching, ledger, least, limit=limit, time_limit_s=time_limit_s)
     else:
         searched = searching(limit, time_limit_s)
-    rejected = {**space.rejected, **({MEMORY: searched.unfit} if searched.unfit else {})}
-    if not searched.found:
-        raise Infeasible([f"No strategy of {space.considered:,} is legal and fits {cluster.devices} devices.",
-                          *(f"{count:,}: {reason}" for reason, count in _by_count(rejected))])  # fmt: skip
-    proof = Proof(considered=space.considered, legal=space.legal, fits=space.legal - searched.unfit,
-                  bounded=space.legal if searched.complete else searched.scored, scored=searched.scored,
-                  refined=searched.refined, engine_runs=searched.engine_runs, gap=searched.gap)  # fmt: skip
+    proof, rejected = _proven(space, searched, cluster.devices)
     return Plan(
         model=model.name, cluster=cluster.name, devices=cluster.devices, objective=objective,
         objective_words=OBJECTIVES[objective].words, entries=_entries(searched.found, ledger), proof=proof,
-        rejected=dict(_by_count(rejected)), notes=unequal, wall_s=time.monotonic() - started,
+        rejected=rejected, notes=unequal, wall_s=time.monotonic() - started,
     )  # fmt: skip
+
+
+def _proven(space: Space, searched: Searched, devices: int) -> tuple[Proof, dict[str, int]]:
+    """How far a search went, and what was refused by reason. Raises Infeasible when it found nothing."""
+    rejected = dict(_by_count({**space.rejected, **({MEMORY: searched.unfit} if searched.unfit else {})}))
+    if not searched.found:
+        raise Infeasible([f"No strategy of {space.considered:,} is legal and fits {devices} devices.",
+                          *(f"{count:,}: {reason}" for reason, count in rejected.items())])  # fmt: skip
+    proof = Proof(considered=space.considered, legal=space.legal, fits=space.legal - searched.unfit,
+                  bounded=space.legal if searched.complete else searched.scored, scored=searched.scored,
+                  refined=searched.refined, engine_runs=searched.engine_runs, gap=searched.gap)  # fmt: skip
+    return proof, rejected
 
 
 def asked_space(
