@@ -1,13 +1,19 @@
 """Mutation testing of the physics: does a test fail when one piece of a formula is another?
 
-    python tools/mutation.py FILE.py ... [--tests PLACE ...] [--budget 12] [--children 1] [--again] [--out FILE.json]
+    python tools/mutation.py FILE.py ... [--sample N --seed S] [--tests PLACE ...] [--budget 12] [--children 1]
+                                         [--again] [--out FILE.json]
 
 Every mutant of every function of the files (mutmut's own operators: a sign, a constant, a comparison, an argument, a
 text, ...) runs in a forked child of one warm pytest session. The child gives the function its mutated code, empties
-every cache, and runs the tests that reach the function (recorded once, unmutated), quickest first, until one fails or
-`--budget` seconds of tests (processor time) have passed. Whole files only, no samples. The result of each file is put
-into validation/mutation.json; a survivor keeps the reason that was written beside it there. `--again` runs only those
-that survived there, with other tests or a larger budget, and takes the rest as killed: of code that did not change.
+every cache, and runs the tests that reach the function (recorded once, unmutated) until one fails or `--budget` seconds
+of tests (processor time) have passed: those of the file's own test modules first, quickest first. The result of each
+file is put into validation/mutation.json with the digest of the code that it holds for; a survivor keeps the reason
+that was written beside it there. `--again` runs only those that survived there, with other tests or a larger budget,
+and takes the rest as killed: of code that did not change.
+
+`--sample N` draws N mutants of each file at random instead (by `--seed`: the same ones for the same code). These
+results stand apart, and a file that was mutated whole leaves them. Tests that were written for the survivors of a draw
+make that draw a poor estimate: draw again with another seed.
 
 Left out: texts of error messages (golden texts hold the important ones), mutants whose bytecode is the original's, and
 what runs at import (constants and tables; catalogues have their own tests).
@@ -18,33 +24,35 @@ import __future__
 
 import argparse
 import contextlib
-import difflib
 import functools
 import gc
 import importlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 import types
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import libcst as cst
 import pytest
 from _pytest.runner import runtestprotocol
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tools.mutants import Mutant, content, drawn, mutants_of
+
 OUT = ROOT / "validation" / "mutation.json"
 UNEXPLAINED = "not yet explained"
-MESSAGES = {"add", "require", "Problem", "InputError", "Infeasible", "did_you_mean"}
-"""Calls whose texts are error messages."""
+MEMORY_BYTES = 6 << 30
+"""Address space of a child: a mutated loop that only collects ends by it."""
 TESTS = {
     "arch": ("tests/unit/arch", "tests/unit/parallel", "tests/published/test_korthikanti_memory.py",
              "tests/published/test_parameter_counts.py", "tests/properties/test_broadcasting.py"),
@@ -62,99 +70,13 @@ TESTS = {
 
 
 @dataclass
-class Mutant:
-    """One changed function: its name in the module, the lines that differ, and the code that it gets."""
-
-    function: str
-    change: str
-    source: str
-
-
-@dataclass
 class Result:
-    """What became of the mutants of one file."""
+    """What became of the mutants of one file, of how many they are, and what the file held."""
 
+    of: int
+    content: str
     mutants: list[Mutant] = field(default_factory=list)
     status: list[str] = field(default_factory=list)
-
-
-def mutants_of(path: Path) -> list[Mutant]:
-    """Every mutant of every function of a file, messages and equal code left out."""
-    from mutmut.mutation.file_mutation import create_mutations
-
-    text = path.read_text(encoding="utf-8")
-    module, mutations, _, _ = create_mutations(str(path), text)
-    names = dict(_functions(module.body, ""))
-    parents: dict[cst.FunctionDef, dict[int, Any]] = {}
-    found = []
-    for mutation in mutations:
-        node = mutation.contained_by_top_level_function
-        if node is None or node not in names:
-            continue
-        above = parents.setdefault(node, dict(_parents(node)))
-        if _is_message(mutation.original_node, above):
-            continue
-        changed = node.deep_replace(mutation.original_node, mutation.mutated_node)
-        before, after = _text(node), _text(changed)
-        if _code(before, names[node]) == _code(after, names[node]):
-            continue
-        found.append(Mutant(names[node], _difference(before, after), after))
-    return found
-
-
-def _functions(body: Any, inside: str) -> Iterator[tuple[Any, str]]:
-    for node in body:
-        if isinstance(node, cst.FunctionDef):
-            yield node, f"{inside}{node.name.value}"
-        elif isinstance(node, cst.ClassDef):
-            yield from _functions(node.body.body, f"{inside}{node.name.value}.")
-
-
-def _parents(node: Any) -> Iterator[tuple[int, Any]]:
-    for child in node.children:
-        yield id(child), node
-        yield from _parents(child)
-
-
-def _is_message(node: Any, above: dict[int, Any]) -> bool:
-    """Whether a text is (part of) what an error says."""
-    if isinstance(node, cst.Call) and _called(node) in {"Problem", "InputError", "Infeasible"}:
-        return True
-    if not isinstance(node, cst.SimpleString | cst.ConcatenatedString | cst.FormattedString | cst.FormattedStringText):
-        return False
-    while id(node) in above:
-        node = above[id(node)]
-        if isinstance(node, cst.Raise) or (isinstance(node, cst.Call) and _called(node) in MESSAGES):
-            return True
-    return False
-
-
-def _called(call: cst.Call) -> str:
-    function = call.func
-    return function.attr.value if isinstance(function, cst.Attribute) else getattr(function, "value", "")
-
-
-def _text(function: cst.FunctionDef) -> str:
-    return cst.Module([function.with_changes(decorators=[], leading_lines=[])]).code
-
-
-def _code(source: str, name: str) -> Any:
-    """What tells two functions apart: their code, all the way down."""
-    code = compile(source, "<mutant>", "exec", flags=__future__.annotations.compiler_flag, dont_inherit=True)
-
-    def plain(value: Any) -> Any:
-        if not isinstance(value, types.CodeType):
-            return repr(value)
-        return value.co_code, value.co_names, value.co_varnames, value.co_freevars, tuple(map(plain, value.co_consts))
-
-    return name, plain(code)
-
-
-def _difference(before: str, after: str) -> str:
-    lines = difflib.ndiff(before.splitlines(), after.splitlines())
-    kept = [line[:2] + line[2:].strip() for line in lines if line[:2] in {"- ", "+ "}]
-    old, new = ("; ".join(line[2:] for line in kept if line[0] == sign) for sign in "-+")
-    return f"{old} => {new}"[:300]
 
 
 def live(module: types.ModuleType, name: str) -> types.FunctionType | None:
@@ -172,7 +94,7 @@ def live(module: types.ModuleType, name: str) -> types.FunctionType | None:
 
 
 def patch(module: types.ModuleType, mutant: Mutant) -> None:
-    """Give the function its mutated code, wherever it was imported to."""
+    """Give the function its mutated code, wherever it was imported to; a ValueError where that cannot be done."""
     function = live(module, mutant.function)
     assert function is not None, mutant.function
     space = dict(vars(module))
@@ -206,13 +128,12 @@ def _cached() -> tuple[Any, ...]:
 class Mutator:
     """A pytest plugin whose session runs the tests once, and then the tests of every mutant."""
 
-    def __init__(
-        self, files: list[Path], budget_s: float, children: int, left: dict[str, set[tuple[str, str]]] | None
-    ) -> None:
-        self.files, self.budget_s, self.children, self.left = files, budget_s, children, left
+    def __init__(self, options: argparse.Namespace, left: dict[str, set[tuple[str, str]]] | None) -> None:
+        self.options, self.left = options, left
+        self.files: list[Path] = [file.resolve() for file in options.files]
+        self.contents = {file: content(file) for file in self.files}
         self.seconds: dict[Any, float] = {}
         self.reached: dict[tuple[str, str], list[Any]] = defaultdict(list)
-        self.results: dict[str, Result] = {}
 
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self) -> None:
@@ -234,7 +155,7 @@ class Mutator:
         return True
 
     def _record(self, items: list[Any]) -> None:
-        wanted = {str(file.resolve()) for file in self.files}
+        wanted = {str(file) for file in self.files}
         for item, following in zip(items, [*items[1:], None], strict=True):
             seen: set[Any] = set()
 
@@ -257,22 +178,30 @@ class Mutator:
                 self.reached[key].append(item)
 
     def tests_of(self, file: Path, function: str) -> list[Any]:
-        """The tests that reach a function, quickest first, within the budget."""
+        """The tests that reach a function within the budget: of the file's own modules first, quickest first."""
         chosen, spent = [], 0.0
-        for item in sorted(self.reached[str(file.resolve()), function], key=self.seconds.__getitem__):
+
+        def order(item: Any) -> tuple[bool, float]:
+            return file.stem not in Path(item.fspath).stem, self.seconds[item]
+
+        for item in sorted(self.reached[str(file), function], key=order):
             spent += self.seconds[item]
-            if spent > self.budget_s and chosen:
+            if spent > self.options.budget and chosen:
                 break
             chosen.append(item)
         return chosen
 
     def _mutate(self, file: Path) -> None:
-        module = importlib.import_module(".".join(file.resolve().relative_to(ROOT).with_suffix("").parts))
-        result = self.results[str(file.resolve().relative_to(ROOT))] = Result()
-        result.mutants = mutants_of(file)
+        name, sample = str(file.relative_to(ROOT)), self.options.sample
+        module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
+        every = mutants_of(file)
+        if content(file) != self.contents[file]:
+            print(f"{name}: left out, it was changed meanwhile", file=sys.stderr, flush=True)
+            return
+        chosen = drawn(every, sample, self.options.seed, name) if sample else every
+        result = Result(len(every), self.contents[file], chosen, ["untested"] * len(chosen))
         started, running = time.monotonic(), {}
-        result.status = ["untested"] * len(result.mutants)
-        left = None if self.left is None else self.left.get(str(file.resolve().relative_to(ROOT)), set())
+        left = None if self.left is None else self.left.get(name, set())
         for index, mutant in enumerate(result.mutants):
             if left is not None and (mutant.function, mutant.change) not in left:
                 result.status[index] = "killed"
@@ -280,18 +209,20 @@ class Mutator:
             items = self.tests_of(file, mutant.function)
             if items and live(module, mutant.function):
                 running[self._child(module, mutant, items)] = index
-            while len(running) >= self.children:
+            while len(running) >= self.options.children:
                 self._reap(running, result)
         while running:
             self._reap(running, result)
         counts = dict(Counter(result.status))
-        print(f"{file}: {len(result.mutants)} {counts} {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        print(f"{name}: {len(chosen)} of {len(every)} {counts} {time.monotonic() - started:.0f} s", file=sys.stderr,
+              flush=True)  # fmt: skip
+        written(name, result, self.options)
 
     @staticmethod
     def _reap(running: dict[int, int], result: Result) -> None:
         pid, status = os.wait()
         code = os.waitstatus_to_exitcode(status)
-        words = {0: "survived", 1: "killed", -signal.SIGALRM: "timeout"}
+        words = {0: "survived", 1: "killed", 3: "untested", -signal.SIGALRM: "timeout", -signal.SIGXCPU: "timeout"}
         result.status[running.pop(pid)] = words.get(code, "killed")
 
     def _child(self, module: types.ModuleType, mutant: Mutant, items: list[Any]) -> int:
@@ -302,45 +233,63 @@ class Mutator:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 1)
             os.dup2(null, 2)
-            signal.alarm(int(30 + 20 * sum(self.seconds[item] for item in items)))
-            os._exit(1 if self._fails(module, mutant, items) else 0)
+            cpu_s = int(10 + 5 * sum(self.seconds[item] for item in items))
+            resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 5))
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+            signal.alarm(20 * cpu_s)
+            os._exit(self._fails(module, mutant, items))
         os._exit(1)
 
     @staticmethod
-    def _fails(module: types.ModuleType, mutant: Mutant, items: list[Any]) -> bool:
-        patch(module, mutant)
+    def _fails(module: types.ModuleType, mutant: Mutant, items: list[Any]) -> int:
+        """1: a test fails; 0: none does; 3: the function cannot be given its code."""
+        try:
+            patch(module, mutant)
+        except ValueError:
+            return 3
         for item, following in zip(items, [*items[1:], None], strict=True):
             empty_caches()
             if any(report.failed for report in runtestprotocol(item, log=False, nextitem=following)):
-                return True
-        return False
+                return 1
+        return 0
 
 
-def written(results: dict[str, Result], tests: list[str], out: Path, *, again: bool) -> None:
-    """Put the files' results among those of other files."""
+def written(name: str, result: Result, options: argparse.Namespace) -> None:
+    """Put a file's result among those of other files, whole files and samples apart."""
+    out: Path = options.out
     found = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
-    files = found.get("files", {})
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, check=False, capture_output=True,
-                            text=True).stdout.strip()  # fmt: skip
-    for name, result in results.items():
-        reasons = {(s["function"], s["change"]): s["reason"] for s in files.get(name, {}).get("survivors", [])}
-        counts = Counter(result.status)
-        left = [(m, status) for m, status in zip(result.mutants, result.status, strict=True)
-                if status in {"survived", "untested"}]  # fmt: skip
-        tests = list(dict.fromkeys([*(files.get(name, {}).get("tests", []) if again else []), *tests]))
-        files[name] = {
-            "date": date.today().isoformat(), "commit": commit, "mutants": len(result.mutants),
-            "killed": counts["killed"] + counts["timeout"], "timeout": counts["timeout"],
-            "untested": counts["untested"], "tests": tests,
-            "survivors": [{"function": m.function, "change": m.change, "status": status,
-                           "reason": reasons.get((m.function, m.change), UNEXPLAINED)} for m, status in left],
-        }  # fmt: skip
-    out.write_text(json.dumps({"files": dict(sorted(files.items()))}, indent=1) + "\n", encoding="utf-8")
+    files, samples = found.get("files", {}), found.get("samples", {})
+    before = [place[name] for place in (files, samples) if name in place]
+    reasons = {(s["function"], s["change"]): s["reason"] for entry in before for s in entry["survivors"]}
+    counts = Counter(result.status)
+    left = [(m, status) for m, status in zip(result.mutants, result.status, strict=True)
+            if status in {"survived", "untested"}]  # fmt: skip
+    known = [place for entry in before for place in entry["tests"]] if options.again else []
+    entry = {
+        "date": date.today().isoformat(), "commit": _commit(), "content": result.content,
+        **({"of": result.of, "seed": options.seed} if options.sample else {}), "mutants": len(result.mutants),
+        "killed": counts["killed"] + counts["timeout"], "timeout": counts["timeout"],
+        "untested": counts["untested"], "tests": list(dict.fromkeys([*known, *options.tests])),
+        "survivors": [{"function": m.function, "change": m.change, "status": status,
+                       "reason": reasons.get((m.function, m.change), UNEXPLAINED)} for m, status in left],
+    }  # fmt: skip
+    (samples if options.sample else files)[name] = entry
+    if not options.sample:
+        samples.pop(name, None)
+    kept = {"files": dict(sorted(files.items())), "samples": dict(sorted(samples.items()))}
+    out.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True).stdout.strip()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--sample", type=int, default=0, metavar="N", help="mutants drawn of each file (0: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--tests", nargs="+", help="places of tests (those of the files' folder otherwise)")
     parser.add_argument("--budget", type=float, default=12.0, help="seconds of processor time for one mutant's tests")
     parser.add_argument("--children", type=int, default=1)
@@ -348,17 +297,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     folders = dict.fromkeys(file.resolve().parent.name for file in options.files)
-    tests = options.tests or list(dict.fromkeys(place for folder in folders for place in TESTS[folder]))
+    options.tests = options.tests or list(dict.fromkeys(place for folder in folders for place in TESTS[folder]))
+    options.out = options.out.resolve()
     os.environ["HYPOTHESIS_PROFILE"] = "default"
     left = None
     if options.again:
-        known = json.loads(options.out.read_text(encoding="utf-8"))["files"]
+        known = json.loads(options.out.read_text(encoding="utf-8"))["samples" if options.sample else "files"]
         left = {name: {(s["function"], s["change"]) for s in entry["survivors"]} for name, entry in known.items()}
-    mutator = Mutator(options.files, options.budget, options.children, left)
+    mutator = Mutator(options, left)
 
     os.chdir(ROOT)
-    pytest.main(["-q", "-s", "-p", "no:cacheprovider", *tests], plugins=[mutator])
-    written(mutator.results, tests, options.out, again=options.again)
+    pytest.main(["-q", "-s", "-p", "no:cacheprovider", *options.tests], plugins=[mutator])
 
 
 if __name__ == "__main__":
