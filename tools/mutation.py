@@ -166,9 +166,9 @@ class Mutator:
             empty_caches()
             # Processor time: how long it takes on a machine that others use says nothing about the test.
             started = time.process_time()
-            sys.setprofile(note)
+            sys.settrace(note)
             reports = runtestprotocol(item, log=False, nextitem=following)
-            sys.setprofile(None)
+            sys.settrace(None)
             self.seconds[item] = time.process_time() - started
             bad = [report for report in reports if report.failed]
             if bad:
