@@ -18,7 +18,8 @@ sys.path.insert(0, str(ROOT))
 FOLDER = ROOT / "docs" / "formulas"
 PAGES = {
     "counts": ("Parameters and FLOPs", ("arch.parameters", "arch.flops", "arch.linear", "arch.feed_forward",
-                                        "arch.attention", "arch.experts", "arch.embedding", "arch.recurrent")),
+                                        "arch.attention", "arch.experts", "arch.one_hot", "arch.embedding",
+                                        "arch.recurrent")),
     "kernels": ("Seconds of a kernel", ("cluster.gemm", "cluster.grouped", "cluster.attention", "cluster.memory")),
     "collectives": ("Seconds of a collective", ("cluster.collectives", "cluster.network", "cluster.nccl",
                                                 "cluster.torus", "cluster.dispatch")),

@@ -12,6 +12,7 @@ import numpy as np
 
 from simulator.arch.feed_forward import activation, feed_forward
 from simulator.arch.linear import cast, linear, pointwise
+from simulator.arch.one_hot import one_hot_moves
 from simulator.arch.operations import Collective, GroupedGemm, Number, Operation, Pointwise, Saved, Weight
 from simulator.arch.shard import Kernels, Shard, is_split
 from simulator.spec.model import ExpertsSpec, FeedForwardSpec
@@ -20,9 +21,12 @@ from simulator.spec.model import ExpertsSpec, FeedForwardSpec
 def routed_rows(spec: ExpertsSpec, shard: Shard) -> Number:
     """Rows that one rank sends to experts: top_k per token of its own, times the capacity factor when padded.
 
-    Without sequence parallelism every tp rank holds the same tokens and routes them all to its own slice.
+    A factor of all choices together (Fedus 2022 eq. 3) does not count top_k. Without sequence parallelism every tp rank
+    holds the same tokens and routes them all to its own slice.
     """
     factor = spec.capacity_factor if shard.capacity_factor is None else shard.capacity_factor
+    if factor and not shard.capacity_per_choice:
+        return shard.split_tokens * factor
     return shard.split_tokens * spec.visited * (factor or 1.0)
 
 
@@ -30,16 +34,16 @@ def experts(spec: ExpertsSpec, *, width: int, shard: Shard, kernels: Kernels, na
     """The whole mixture between the norm's output and the residual add."""
     rows = routed_rows(spec, shard)
     gathered = rows * shard.expert_sources
+    to_experts, to_tokens = _moves(spec, rows=rows, width=width, shard=shard, kernels=kernels, name=name)
     operations = [
         _router(spec, width=width, shard=shard, kernels=kernels, name=name),
-        _permute(f"{name}.permute", rows=rows, width=width, kernels=kernels, saves=_dispatch_saves(name, rows, spec)),
+        to_experts,
         _exchange(f"{name}.dispatch", spec, rows=rows, width=width, shard=shard, kernels=kernels),
         *_expert_tensor_border(f"{name}.expert_gather", "enter", gathered, width, shard, kernels),
         *_grouped_feed_forward(spec, rows=gathered, width=width, shard=shard, kernels=kernels, name=name),
         *_expert_tensor_border(f"{name}.expert_scatter", "leave", gathered, width, shard, kernels),
         _exchange(f"{name}.combine", spec, rows=rows, width=width, shard=shard, kernels=kernels),
-        _permute(f"{name}.unpermute", rows=rows, width=width, kernels=kernels,
-                 saves=_combine_saves(name, rows, width, kernels)),
+        to_tokens,
     ]
     if spec.shared_hidden:
         shared = FeedForwardSpec(
@@ -136,6 +140,23 @@ def _combine_saves(name: str, rows: Number, width: int, kernels: Kernels) -> tup
         return (Saved(name=f"{name}.unpermute.weights", bytes=rows * 4.0, statistic=True),)
     return (Saved(name=f"{name}.unpermute.input", bytes=rows * width * size),
             Saved(name=f"{name}.unpermute.weights", bytes=rows * size, statistic=True))  # fmt: skip
+
+
+def _moves(
+    spec: ExpertsSpec, *, rows: Number, width: int, shard: Shard, kernels: Kernels, name: str
+) -> tuple[Operation, Operation]:
+    """What brings tokens into expert order, and back weighted by the gate: copies, or products with one-hot tensors."""
+    if kernels.expert_dispatch == "einsum":
+        kept = Saved(name=f"{name}.unpermute.input", bytes=rows * width * kernels.element_bytes)
+        return one_hot_moves(
+            name, tokens=shard.split_tokens, rows=rows, group=shard.routing_group or spec.routing_group, width=width,
+            kernels=kernels, kept=(kept,),
+        )  # fmt: skip
+    return (
+        _permute(f"{name}.permute", rows=rows, width=width, kernels=kernels, saves=_dispatch_saves(name, rows, spec)),
+        _permute(f"{name}.unpermute", rows=rows, width=width, kernels=kernels,
+                 saves=_combine_saves(name, rows, width, kernels)),
+    )  # fmt: skip
 
 
 def _permute(

@@ -104,6 +104,9 @@ class Shard:
     context_kind: str = "ring"
     vocab_multiple: int = 1
     capacity_factor: float | None = None
+    capacity_per_choice: bool = True
+    routing_group: int = 0
+    """Tokens that are routed together, where one-hot products dispatch them; 0 is the model's."""
     imbalance: float = 1.0
 
     @property

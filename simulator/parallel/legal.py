@@ -63,9 +63,20 @@ def _check_numbers(run: Run, strategy: Strategy, complaints: Complaints) -> None
         low = 0 if name == "seq_len" else 1
         if not _whole(number, low):
             complaints.add(f"{name}({number}) must be a whole number of at least {low}.", where=name)
+    named = strategy.recompute_layers
+    if not all(_whole(layers, 0) for layers in (named if isinstance(named, tuple) else (named,))):
+        complaints.add(f"recompute_layers({_listed(named)}) must be whole numbers of at least 0.",
+                       where="recompute_layers")  # fmt: skip
+    if not _whole(run.routing_group, 0):
+        complaints.add(f"routing_group({run.routing_group}) must be a whole number of at least 0.",
+                       where="routing_group")  # fmt: skip
     if not run.expert_imbalance >= 1.0:
         complaints.add(f"expert_imbalance({run.expert_imbalance}) is a maximum over a mean: at least 1.",
                        where="expert_imbalance")  # fmt: skip
+
+
+def _listed(numbers: int | tuple[int, ...]) -> str:
+    return ",".join(map(str, numbers)) if isinstance(numbers, tuple) else str(numbers)
 
 
 def _whole(value: object, low: int) -> bool:
@@ -195,5 +206,9 @@ def _check_pipeline(model: ModelSpec, strategy: Strategy, complaints: Complaints
     if strategy.offload_inputs and strategy.recompute != "full":
         complaints.add(f"offload_inputs needs recompute = full, not {strategy.recompute}.", where="offload_inputs")
     if strategy.recompute_layers and strategy.recompute != "full":
-        complaints.add(f"recompute_layers({strategy.recompute_layers}) needs recompute = full, not "
+        complaints.add(f"recompute_layers({_listed(strategy.recompute_layers)}) needs recompute = full, not "
                        f"{strategy.recompute}.", where="recompute_layers")  # fmt: skip
+    if isinstance(strategy.recompute_layers, tuple) and len(strategy.recompute_layers) != stages:
+        complaints.add(f"recompute_layers lists {len(strategy.recompute_layers)} stages, but pp({strategy.pp}) * "
+                       f"vp({strategy.vp}) = {stages}.", where="recompute_layers",
+                       hint="One number stands for every stage.")  # fmt: skip

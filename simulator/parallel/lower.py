@@ -90,6 +90,8 @@ def shard_for(model: ModelSpec, run: Run, framework: Framework, degrees: Strateg
         context_kind=degrees.context_kind,
         vocab_multiple=framework.vocab_multiple,
         capacity_factor=run.capacity_factor,
+        capacity_per_choice=framework.capacity_per_choice,
+        routing_group=run.routing_group,
         imbalance=run.expert_imbalance,
     )
 

@@ -149,9 +149,9 @@ def value_text(value: float, unit: str) -> str:
 
 
 _FLAGS = {"sequence_parallel": ("--sequence-parallel", "--no-sequence-parallel")}
-_NO_OPTION = {"recompute_modules", "reshard_after_forward", "dropout", "capacity_factor", "expert_imbalance",
-              "flops_convention", "overlap_grad_reduce", "overlap_param_gather", "overlap_tp", "overlap_moe",
-              "group_size"}  # fmt: skip
+_NO_OPTION = {"recompute_modules", "reshard_after_forward", "dropout", "capacity_factor", "routing_group",
+              "expert_imbalance", "flops_convention", "overlap_grad_reduce", "overlap_param_gather", "overlap_tp",
+              "overlap_moe", "group_size"}  # fmt: skip
 """Fields that a strategy or run file sets and no option does."""
 
 

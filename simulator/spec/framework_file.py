@@ -77,7 +77,8 @@ class FrameworkFile(BaseModel):
     overlap_tp_grad: bool
     overlap_tp: bool
     overlap_moe: bool
-    expert_dispatch: Literal["all-to-all", "deduplicated"] = "all-to-all"
+    expert_dispatch: Literal["all-to-all", "deduplicated", "einsum"] = "all-to-all"
+    capacity_per_choice: bool = True
     gates_in_activation: bool = False
     overlap_p2p: bool
     scatter_gather_p2p: bool = True

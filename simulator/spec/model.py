@@ -82,6 +82,8 @@ class ExpertsSpec:
     """A one-column gate on the shared expert (Qwen2-MoE, Llama 4 has none)."""
     capacity_factor: float = 0.0
     """Buffers of capacity_factor * top_k * tokens / count per expert, padded; 0 is dropless."""
+    routing_group: int = 0
+    """Tokens that are routed together and share those buffers; 0 is all that a rank holds."""
     extra_feed_forward: FeedForwardSpec | None = None
     """A dense feed-forward beside or after the experts (ST-MoE)."""
 

@@ -169,6 +169,7 @@ def _experts(file: ModelFile) -> ExpertsSpec | None:
         shared_hidden=spec.shared * (spec.shared_hidden or spec.hidden),
         shared_gate=spec.shared_gate,
         capacity_factor=spec.capacity_factor,
+        routing_group=spec.routing_group,
         extra_feed_forward=_feed_forward(file) if spec.extra_feed_forward else None,
     )
 

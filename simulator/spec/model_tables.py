@@ -146,6 +146,7 @@ class Experts(LayerRule):
     shared_hidden: SizeOrNone = 0
     shared_gate: bool = False
     capacity_factor: Annotated[float, Field(ge=0.0)] = 0.0
+    routing_group: SizeOrNone = 0
     extra_feed_forward: bool = False
 
 

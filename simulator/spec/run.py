@@ -59,7 +59,10 @@ class Framework:
     overlap_tp: bool = False
     overlap_moe: bool = False
     expert_dispatch: str = "all-to-all"
-    """How routed tokens travel: "all-to-all" (one copy per visited expert) or "deduplicated" (one per node)."""
+    """How routed tokens reach their experts: copied into expert order and sent "all-to-all" (one copy per visited
+    expert) or "deduplicated" (one per node); or by an "einsum" with one-hot tensors, then all-to-all."""
+    capacity_per_choice: bool = True
+    """Buffers hold capacity factor x top_k x tokens / experts (Lepikhin 2020); else no top_k (Fedus 2022 eq. 3)."""
     gates_in_activation: bool = False
     """Routed tokens are weighted by their gate inside the experts' activation, so that the experts' outputs need not be
     kept to differentiate the gate."""
@@ -122,6 +125,8 @@ class Run:
     """None is the framework's default, else the model's."""
     capacity_factor: float | None = None
     """Overrides the model's expert capacity factor; 0 is dropless."""
+    routing_group: int = 0
+    """Overrides how many tokens are routed together, where one-hot products dispatch them; 0 is the model's."""
     expert_imbalance: float = 1.0
     """Tokens of the busiest expert-parallel rank over the mean (1 is balanced)."""
     flops_convention: str = "megatron"

@@ -149,6 +149,10 @@ def _run(row: PublishedRun, model: ModelSpec, framework: Framework, taken: list[
     if model.mixture and capacity is None and "capacity_factor" in defaults:
         capacity = float(defaults["capacity_factor"])
         taken.append(f"capacity_factor = {capacity:g} (framework)")
+    group = 0
+    if model.mixture and not _routing_group(model) and "routing_group" in defaults:
+        group = int(defaults["routing_group"])
+        taken.append(f"routing_group = {group} (framework)")
     target = 0
     if row.arch == "encoder-decoder":
         stated = re.search(r"decoder (\d+)", f"{row.assumed}; {row.notes}")
@@ -157,8 +161,14 @@ def _run(row: PublishedRun, model: ModelSpec, framework: Framework, taken: list[
     return Run(
         global_batch=row.global_batch or 1, seq_len=row.seq_len or 0, target_seq_len=target, precision=precision,
         optimizer=str(defaults.get("optimizer", "adamw")), framework=framework.name, attention=row.attention or "",
-        capacity_factor=capacity,
+        capacity_factor=capacity, routing_group=group,
     )  # fmt: skip
+
+
+def _routing_group(model: ModelSpec) -> int:
+    """Tokens that the model's own file routes together, 0 where it does not say."""
+    mixed = (spec.experts for stack in model.stacks for spec, _ in stack.runs if spec.experts is not None)
+    return max((experts.routing_group for experts in mixed), default=0)
 
 
 def _strategies(

@@ -60,6 +60,9 @@ def noted(run: PublishedRun) -> Noted:
     text = f"{run.model}; {run.system}; {run.notes}"
     runs = {name: value for pattern, name, value in _RUN_NOTES if re.search(pattern, text)}
     strategies = {name: value for pattern, name, value in _STRATEGY_NOTES if re.search(pattern, text)}
+    routed = re.search(r"expert group size (\d+)", text)
+    if routed:
+        runs["routing_group"] = int(routed.group(1))
     group = re.search(r"\bzero1=(-?\d+)", text)
     if group:
         strategies["shard_group"] = max(int(group.group(1)), 0)

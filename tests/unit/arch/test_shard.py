@@ -18,7 +18,7 @@ COPIED = (
     "fused_cross_entropy", "parallel_cross_entropy", "compiled", "logits_dtype", "overlap_tp_grad", "expert_dispatch",
     "logits_fraction", "gates_in_activation",
 )  # fmt: skip
-OTHER = {"attention_kernel": "fa9", "logits_dtype": "fp64", "expert_dispatch": "deduplicated", "logits_fraction": 0.15}
+OTHER = {"attention_kernel": "fa9", "logits_dtype": "fp64", "expert_dispatch": "einsum", "logits_fraction": 0.15}
 
 
 @pytest.mark.parametrize("name", COPIED)
