@@ -35,5 +35,5 @@ def test_dense_baselines(model: str, published: float) -> None:
 
 @pytest.mark.parametrize(("capacity", "published"), [(1.0, 1000.0), (1.25, 910.0), (2.0, 860.0)])
 def test_switch_base_by_capacity_factor(capacity: float, published: float) -> None:
-    """Products with one-hot tensors are a third of the step: with copies in their place it would be half as fast again."""
+    """Products with one-hot tensors are a third of the step: with copies it would be half as fast again."""
     assert examples_per_s("switch-base-64", capacity, ep=CHIPS) == pytest.approx(published, rel=0.15)
