@@ -97,6 +97,17 @@ def _share(value: float, total: float) -> str:
     return format_percent(value / total) if total else "-"
 
 
+def recompute_words(kind: str, layers: Any) -> str:
+    """What is recomputed, on one line.
+
+    >>> recompute_words("full", 1), recompute_words("full", (3, 0))
+    ('recompute full (1 layer)', 'recompute full (3,0 layers by stage)')
+    """
+    if isinstance(layers, tuple):
+        return f"recompute {kind} ({','.join(map(str, layers))} layers by stage)"
+    return f"recompute {kind}" + (f" ({layers} layer{'s' if layers > 1 else ''})" if layers else "")
+
+
 def estimate_text(answer: Estimate, said: Sequence[str] = ()) -> str:
     """An estimate as a person reads it: verdict, where the time goes, memory, traffic, what was assumed."""
     step, memory = answer.step_time_s, answer.memory
@@ -109,7 +120,8 @@ def estimate_text(answer: Estimate, said: Sequence[str] = ()) -> str:
     rate = format_flop_rate(answer.model_flops_per_s_per_device)
     head = [
         f"{answer.model} on {answer.devices} devices of {answer.cluster} ({answer.framework})",
-        f"{degrees}  micro-batch {strategy['micro_batch']}  {strategy['schedule']}  recompute {strategy['recompute']}",
+        (f"{degrees}  micro-batch {strategy['micro_batch']}  {strategy['schedule']}  "
+         f"{recompute_words(str(strategy['recompute']), strategy['recompute_layers'])}"),
         "",
         f"step time   {format_time(step)}, likely {low} to {high}",
         f"bracket     {hidden} with all communication hidden, {shown} with none hidden",
