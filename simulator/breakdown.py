@@ -9,7 +9,7 @@ from simulator.arch.flops import executed_flops
 from simulator.arch.operations import largest
 from simulator.lowered import Lowered, rank_slots, rank_stages
 from simulator.parallel.memory import overhead_bytes, segment_memories, stage_memory, static_bytes, step_bytes
-from simulator.parallel.recompute import policy_of, recomputed_layers, recomputed_operations
+from simulator.parallel.recompute import policy_of, recomputed_operations, recomputed_parts
 from simulator.parallel.stage_cost import StageKind, stage_kind
 from simulator.result import Memory, TimeParts
 from simulator.schedule.durations import PAIRED_AXES
@@ -56,7 +56,7 @@ def _footprint(
     """
     program, setting = lowered.program, lowered.setting
     memories = segment_memories(program, setting.strategy)
-    kinds = [stage_kind(stage) for stage in program.stages]
+    kinds = [stage_kind(stage, setting.strategy) for stage in program.stages]
     alike = dict(zip(kinds, program.stages, strict=True))
     sizes = {kind: stage_memory(stage, setting, memories) for kind, stage in alike.items()}
     known: dict[tuple[StageKind, ...], tuple[dict[str, float], float]] = {}
@@ -148,12 +148,9 @@ def executed_flops_per_step(lowered: Lowered, strategy: Strategy) -> float:
     repeated: dict[str, int] = defaultdict(int)
     segments = {}
     for stage in lowered.program.stages:
-        left = int(recomputed_layers(strategy, stage.layers))
-        for segment, count in stage.parts:
-            run = min(count, left) if segment.recomputable else count
-            left -= run if segment.recomputable else 0
-            counts[segment.name] += count
-            repeated[segment.name] += run
+        for segment, again, rest in recomputed_parts(stage, strategy):
+            counts[segment.name] += int(again + rest)
+            repeated[segment.name] += int(again)
             segments[segment.name] = segment
     total = 0.0
     for name, segment in segments.items():

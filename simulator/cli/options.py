@@ -68,7 +68,8 @@ _CASE = (
     click.option("--seq-len", type=int, help="Tokens per sequence (default: the model's)."),
     click.option("--target-seq-len", type=int, help="Decoder tokens of an encoder-decoder."),
     click.option("--recompute", metavar="KIND", help=f"{', '.join(RECOMPUTE)}; modules by name with commas."),
-    click.option("--recompute-layers", type=int, help="Full recomputation of this many layers per rank."),
+    click.option("--recompute-layers", metavar="N[,N...]", help="Full recomputation of so many layers of each stage; "
+                 "one number, or one for every stage in model order."),
     click.option("--precision", metavar="NAME", help=f"{', '.join(PRECISIONS)}."),
     click.option("--optimizer", metavar="NAME", help=f"{', '.join(OPTIMIZERS)}."),
     click.option("--framework", metavar="NAME", help="Framework profile (see `shardwise catalog list frameworks`)."),
@@ -129,6 +130,9 @@ def _chosen(options: Mapping[str, Any]) -> dict[str, Any]:
         chosen["recompute_modules"] = tuple(part.strip() for part in recompute.split(","))
     if "order" in chosen:
         chosen["order"] = tuple(chosen["order"].split("-"))
+    if "recompute_layers" in chosen:
+        numbers = integers(chosen["recompute_layers"], "--recompute-layers")
+        chosen["recompute_layers"] = numbers if len(numbers) > 1 else numbers[0]
     if "layers_per_stage" in chosen:
         chosen["layers_per_stage"] = integers(chosen["layers_per_stage"], "--layers-per-stage")
     return chosen

@@ -67,6 +67,12 @@ def check(strategy: Strategy, run: Run, *, target: str, precisions: tuple[str, .
                    f"{'-'.join(PP_INSIDE_DP)} placement.", where="order")  # fmt: skip
     broken.require(not strategy.shard_group or strategy.zero == 1, "a shard group is the distributed optimizer's: "
                    f"zero = 1, not {strategy.zero}.", where="shard_group")  # fmt: skip
+    named = strategy.recompute_layers
+    if isinstance(named, tuple):
+        broken.add(f"{target} recomputes as many layers of every stage (recompute_num_layers is one number), not "
+                   f"{','.join(map(str, named))}.", where="recompute_layers",
+                   hint=f"recompute_layers = {max(named)} needs no more memory and more time; `shardwise plan --fix "
+                        "recompute_stages=alike` looks for the best such strategy.")  # fmt: skip
     others = sorted(set(strategy.recompute_modules) - set(MODULES))
     broken.require(not others, f"{target} does not recompute {', '.join(others)} by name.", where="recompute_modules",
                    hint=f"Choose from: {', '.join(MODULES)}.")  # fmt: skip

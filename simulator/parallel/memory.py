@@ -15,10 +15,10 @@ import numpy as np
 
 from simulator.arch.layer import Segment
 from simulator.arch.operations import DTYPE_BYTES, Gemm, GroupedGemm, Number, largest
-from simulator.cluster.elementwise import maximum, minimum, where
+from simulator.cluster.elementwise import maximum, where
 from simulator.parallel.lower import Program, Stage
-from simulator.parallel.recompute import Policy, policy_of, recomputed_layers, saved_bytes
-from simulator.parallel.setting import Setting
+from simulator.parallel.recompute import Policy, policy_of, recomputed_parts, saved_bytes
+from simulator.parallel.setting import Setting, splits_sends
 from simulator.parallel.states import held_parameters, optimizer_step_bytes, state_bytes, whole_gradient_bytes
 from simulator.spec.run import Framework
 from simulator.spec.strategy import Strategy
@@ -94,13 +94,10 @@ def stage_activation_bytes(stage: Stage, strategy: Strategy, memories: Mapping[s
 
     With partial full recomputation the first `recompute_layers` layers keep only their input.
     """
-    left = recomputed_layers(strategy, stage.layers)
     total: Number = 0.0
-    for segment, count in stage.parts:
-        recomputed = minimum(count, left) if segment.recomputable else count
-        left = left - (recomputed if segment.recomputable else 0)
+    for segment, again, rest in recomputed_parts(stage, strategy):
         memory = memories[segment.name]
-        total = total + recomputed * memory.saved_bytes + (count - recomputed) * memory.plain_bytes
+        total = total + again * memory.saved_bytes + rest * memory.plain_bytes
     return total
 
 
@@ -111,28 +108,36 @@ def stage_memory(stage: Stage, setting: Setting, memories: Mapping[str, SegmentM
         activation_bytes=kept_bytes(stage, setting, memories),
         late_bytes=sum(count * memory.late_bytes for memory, count in held),
         forward_bytes=largest(where(count > 0, memory.largest_bytes, 0.0) for memory, count in held),
-        backward_bytes=_backward_bytes(stage, memories),
+        backward_bytes=_backward_bytes(stage, setting.strategy, memories),
     )
 
 
 def kept_bytes(stage: Stage, setting: Setting, memories: Mapping[str, SegmentMemory]) -> Number:
     """What a micro-batch leaves in a stage, its output included where the software keeps that."""
     kept = stage_activation_bytes(stage, setting.strategy, memories)
-    return kept + stage.boundary_bytes if setting.framework.keeps_stage_outputs else kept
+    software = setting.framework
+    if not software.keeps_stage_outputs:
+        return kept
+    sent = setting.strategy.tp if software.keeps_split_outputs and splits_sends(setting.strategy, software) else 1
+    return kept + stage.boundary_bytes / sent
 
 
-def _backward_bytes(stage: Stage, memories: Mapping[str, SegmentMemory]) -> Number:
+def _backward_bytes(stage: Stage, strategy: Strategy, memories: Mapping[str, SegmentMemory]) -> Number:
     """The worst of a stage's segments: what is recomputed, and the largest gradient.
 
-    Backward visits them from the last one, and each lets go of what it saved.
+    Backward visits them from the last one, and each lets go of what it saved: layers that are not recomputed, which
+    come last in a stage, of all of it.
     """
     released: Number = 0.0
     worst: Number = 0.0
-    for segment, count in reversed(stage.parts):
+    for segment, again, rest in reversed(recomputed_parts(stage, strategy)):
         memory = memories[segment.name]
+        if np.any(rest):
+            worst = maximum(worst, where(rest > 0, memory.largest_bytes - released, 0.0))
+            released = released + rest * memory.plain_bytes
         need = memory.plain_bytes - memory.saved_bytes + memory.largest_bytes
-        worst = maximum(worst, where(count > 0, need - released, 0.0))
-        released = released + count * memory.saved_bytes
+        worst = maximum(worst, where(again > 0, need - released, 0.0))
+        released = released + again * memory.saved_bytes
     return worst
 
 
@@ -151,7 +156,7 @@ def rank_memory(
         count * kept_bytes(stage, setting, memories)
         for stage, count in zip(stages, in_flight, strict=True)
     )
-    parts["working_set"] = working_set_bytes(stages, memories)
+    parts["working_set"] = working_set_bytes(stages, setting.strategy, memories)
     return parts | overhead_bytes(sum(parts.values()), setting.framework)
 
 
@@ -177,11 +182,13 @@ def overhead_bytes(allocated_bytes: Number, framework: Framework) -> dict[str, N
     return {"fragmentation": allocated_bytes * fraction / (1.0 - fraction), "context": framework.context_bytes}
 
 
-def working_set_bytes(stages: Sequence[Stage], memories: Mapping[str, SegmentMemory]) -> Number:
+def working_set_bytes(
+    stages: Sequence[Stage], strategy: Strategy, memories: Mapping[str, SegmentMemory]
+) -> Number:
     """The most that a task of one of the stages holds beside what is saved [B]."""
     held = [(memories[segment.name], count) for stage in stages for segment, count in stage.parts]
     forward = largest(where(count > 0, memory.largest_bytes, 0.0) for memory, count in held)
-    return largest([forward, *(_backward_bytes(stage, memories) for stage in stages)])
+    return largest([forward, *(_backward_bytes(stage, strategy, memories) for stage in stages)])
 
 
 def buffer_bytes(boundary_bytes: Number, parameters: Number, setting: Setting) -> Number:

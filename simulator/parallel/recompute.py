@@ -13,6 +13,8 @@ import numpy as np
 
 from simulator.arch.layer import Segment
 from simulator.arch.operations import Number, Operation, Saved
+from simulator.cluster.elementwise import minimum
+from simulator.parallel.lower import Stage
 from simulator.spec.strategy import Strategy
 
 SELECTIVE = frozenset({"core_attn"})
@@ -39,12 +41,29 @@ def policy_of(strategy: Strategy) -> Policy:
     return Policy()
 
 
-def recomputed_layers(strategy: Strategy, layers: Number) -> Number:
+def recomputed_layers(strategy: Strategy, stage: Stage) -> Number:
     """How many of a stage's layers full recomputation runs again, if it holds as many: all where none are named."""
-    named = cast("Number", strategy.recompute_layers)
+    named = cast("Number | tuple[Number, ...]", strategy.recompute_layers)
+    if isinstance(named, tuple):
+        return named[stage.index]
     if isinstance(named, np.ndarray):
-        return np.where(named > 0, named, layers)
-    return named or layers
+        return np.where(named > 0, named, stage.layers)
+    return named or stage.layers
+
+
+def recomputed_parts(stage: Stage, strategy: Strategy) -> list[tuple[Segment, Number, Number]]:
+    """(segment, how many of it fall under the policy, how many do not) in model order: full recomputation takes the
+    first layers of a stage.
+    """
+    if isinstance(strategy.recompute_layers, int) and strategy.recompute_layers == 0:
+        return [(segment, count, 0) for segment, count in stage.parts]
+    left = recomputed_layers(strategy, stage)
+    parts: list[tuple[Segment, Number, Number]] = []
+    for segment, count in stage.parts:
+        again = minimum(count, left) if segment.recomputable else count
+        left = left - (again if segment.recomputable else 0)
+        parts.append((segment, again, count - again))
+    return parts
 
 
 def saved_tensors(segment: Segment, policy: Policy) -> tuple[Saved, ...]:

@@ -11,12 +11,12 @@ import numpy as np
 
 from simulator.arch.operations import Collective, Number
 from simulator.cluster.device import pointwise_time_s
-from simulator.cluster.elementwise import maximum, minimum, where
+from simulator.cluster.elementwise import maximum, where
 from simulator.cluster.network import collective_time_s
 from simulator.parallel.gradients import synchronisation
 from simulator.parallel.lower import Program, Stage
 from simulator.parallel.offload import host_link_s
-from simulator.parallel.recompute import policy_of, recomputed_layers
+from simulator.parallel.recompute import policy_of, recomputed_layers, recomputed_parts
 from simulator.parallel.setting import Setting
 from simulator.parallel.states import (
     HeldParameters,
@@ -48,7 +48,7 @@ def stage_costs(program: Program, setting: Setting) -> tuple[StageCost, ...]:
     cache: dict[StageKind, StageCost] = {}
     costs = []
     for stage in program.stages:
-        key = stage_kind(stage)
+        key = stage_kind(stage, setting.strategy)
         if key not in cache:
             cache[key] = stage_cost(stage, times, program.micro_batches, setting)
         costs.append(cache[key])
@@ -56,12 +56,13 @@ def stage_costs(program: Program, setting: Setting) -> tuple[StageCost, ...]:
 
 
 StageKind = tuple[tuple[int, int], ...]
-"""Stages of one kind hold equally many of the same segments."""
+"""Stages of one kind hold equally many of the same segments, and recompute as many of them."""
 
 
-def stage_kind(stage: Stage) -> StageKind:
+def stage_kind(stage: Stage, strategy: Strategy) -> StageKind:
     """What makes a stage cost what it costs (counts are numbers)."""
-    return tuple((id(segment), count) for segment, count in stage.parts)
+    held = tuple((id(segment), count) for segment, count in stage.parts)
+    return (*held, (0, int(recomputed_layers(strategy, stage))))
 
 
 def stage_cost(
@@ -72,17 +73,12 @@ def stage_cost(
 
 
 def _sum_stage(stage: Stage, times: Mapping[str, SegmentTime], strategy: Strategy) -> StageCost:
-    left = recomputed_layers(strategy, stage.layers)
-    recompute: list[tuple[PhaseTime, Number]] = []
-    for segment, count in stage.parts:
-        recomputed = minimum(count, left) if segment.recomputable else count
-        left = left - (recomputed if segment.recomputable else 0)
-        recompute.append((times[segment.name].recompute, recomputed))
+    again = [(times[segment.name].recompute, count) for segment, count, _ in recomputed_parts(stage, strategy)]
     return StageCost(
         forward=add_phases([(times[s.name].forward, count) for s, count in stage.parts]),
         input_grad=add_phases([(times[s.name].input_grad, count) for s, count in stage.parts]),
         weight_grad=add_phases([(times[s.name].weight_grad, count) for s, count in stage.parts]),
-        recompute=add_phases(recompute),
+        recompute=add_phases(again),
     )
 
 

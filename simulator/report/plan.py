@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from simulator.plan.result import binds
-from simulator.report.text import columns_for, rendered, table
+from simulator.report.text import columns_for, recompute_words, rendered, table
 from simulator.units import format_bytes, format_count, format_percent, format_time, format_usd
 
 if TYPE_CHECKING:
@@ -27,9 +27,8 @@ def strategy_words(strategy: Strategy) -> str:
     words = [f"{name} {getattr(strategy, name)}" for name in ("tp", "cp", "pp", "dp", "ep", "etp", "vp")
              if getattr(strategy, name) > 1]  # fmt: skip
     words += [f"micro-batch {strategy.micro_batch}", strategy.schedule if strategy.pp > 1 else ""]
-    words += [f"zero {strategy.zero}" if strategy.zero else "", f"recompute {strategy.recompute}"]
-    if strategy.recompute_layers:
-        words[-1] += f" ({strategy.recompute_layers} layer{'s' if strategy.recompute_layers > 1 else ''})"
+    words += [f"zero {strategy.zero}" if strategy.zero else ""]
+    words.append(recompute_words(strategy.recompute, strategy.recompute_layers))
     words.append(strategy.context_kind if strategy.cp > 1 else "")
     words.append("" if strategy.sequence_parallel or strategy.tp == 1 else "no sequence parallelism")
     words.append(f"layers {','.join(map(str, strategy.layers_per_stage))}" if strategy.layers_per_stage else "")

@@ -60,8 +60,9 @@ class Strategy:
     recompute: str = "none"
     recompute_modules: tuple[str, ...] = ()
     """With recompute = "modules": which of RECOMPUTE_MODULES."""
-    recompute_layers: int = 0
-    """With recompute = "full": layers of each of the pp * vp stages that are recomputed; 0 is all."""
+    recompute_layers: int | tuple[int, ...] = 0
+    """With recompute = "full": layers of each of the pp * vp stages that are recomputed, the first ones; 0 is all. A
+    tuple says it stage by stage in model order; there 0 is none."""
     offload_inputs: bool = False
     """With recompute = "full": the layer inputs that it keeps wait in host memory (MaxText decoder_layer_input =
     offload). Their transfers are taken as hidden: 2 bytes per element against the work of a whole layer."""

@@ -98,7 +98,9 @@ def _asked(point: Mapping[str, Any]) -> tuple[Case, dict[str, Any]]:
         )  # fmt: skip
         strategy, proof = best[0].strategy, best.proof
         said = {name: getattr(strategy, name) for name in _PLANNED}
-        said["layers_per_stage"] = ",".join(map(str, strategy.layers_per_stage))
+        for name in ("layers_per_stage", "recompute_layers"):
+            if isinstance(said[name], tuple):
+                said[name] = ",".join(map(str, said[name]))
         said |= {"order": "-".join(strategy.order), "legal": proof.legal, "engine_runs": proof.engine_runs,
                  "gap": proof.gap}  # fmt: skip
         return Case(model, cluster, run, strategy, framework), said

@@ -78,6 +78,8 @@ def _changes(case: Case) -> Iterator[dict[str, Any]]:
                 change["schedule"] = "interleaved" if other > 1 else "1f1b"
             if name in ("pp", "vp") and strategy.layers_per_stage:
                 change["layers_per_stage"] = ""
+            if name in ("pp", "vp") and isinstance(strategy.recompute_layers, tuple):
+                change["recompute_layers"] = 0
             yield change
     for word in ("none", "selective", "full"):
         if word != strategy.recompute:

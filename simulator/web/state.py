@@ -26,12 +26,14 @@ FIELDS = {
     **{name: kind for name, kind in get_type_hints(Run).items() if name in {"global_batch", "seq_len", "precision",
        "optimizer", "framework", "attention"}},
     **{name: kind for name, kind in get_type_hints(Strategy).items() if kind in {int, str, bool}},
-    "model": str, "cluster": str, "nodes": int, "layers_per_stage": str, "order": str,
+    "model": str, "cluster": str, "nodes": int, "layers_per_stage": str, "order": str, "recompute_layers": int,
 }  # fmt: skip
-"""Every key of the state and its type; layers per stage are written as "26,14", the order as "tp-cp-ep-dp-pp"."""
-JOINED = {"layers_per_stage": ",", "order": "-"}
+"""Every key of the state and its type; layers per stage are written as "26,14" (so are recomputed layers where stages
+differ), the order as "tp-cp-ep-dp-pp".
+"""
+JOINED = {"layers_per_stage": ",", "recompute_layers": ",", "order": "-"}
 """Settings of several parts, and what stands between these."""
-MAX_TEXT = {"layers_per_stage": 1024}
+MAX_TEXT = {"layers_per_stage": 1024, "recompute_layers": 1024}
 """Characters of a text that may be longer than others."""
 MAX_TASKS = 300_000
 """Tasks of one step that the page simulates (about 0.3 s)."""
@@ -61,8 +63,9 @@ def read_case(state: Mapping[str, Any]) -> Case:
     model, cluster, framework = _named(state)
     run_fields = {name: value for name, value in state.items() if name in _RUN}
     chosen = {name: value for name, value in state.items() if name in _STRATEGY}
-    if "layers_per_stage" in chosen:
-        chosen["layers_per_stage"] = _layers(chosen["layers_per_stage"])
+    for name in ("layers_per_stage", "recompute_layers"):
+        if isinstance(chosen.get(name), str):
+            chosen[name] = _layers(name, chosen[name])
     if "order" in chosen:
         chosen["order"] = tuple(chosen["order"].split(JOINED["order"]))
     said: tuple[str, ...] = ()
@@ -81,12 +84,12 @@ def read_case(state: Mapping[str, Any]) -> Case:
     return Case(model=model, cluster=cluster, run=run, strategy=strategy, framework=framework, said=said)
 
 
-def _layers(text: str) -> tuple[int, ...]:
+def _layers(name: str, text: str) -> tuple[int, ...]:
     """Layers of each stage, from "26,14"."""
-    parts = text.split(JOINED["layers_per_stage"]) if text else []
+    parts = text.split(JOINED[name]) if text else []
     if not all(part.isascii() and part.isdigit() for part in parts):
-        words = "layers_per_stage must be whole numbers with commas."
-        raise InputError([Problem(words, "layers_per_stage", "As 26,14; none for the even split.")])
+        hint = "As 26,14; none for the even split." if name == "layers_per_stage" else "As 3, or 3,2 for two stages."
+        raise InputError([Problem(f"{name} must be whole numbers with commas.", name, hint)])
     return tuple(map(int, parts))
 
 
@@ -95,7 +98,7 @@ def _check_types(state: Mapping[str, Any]) -> None:
     for name, value in state.items():
         if name not in FIELDS:
             complaints.add(f"{name[:40]!r} is no setting.", where="state", hint=did_you_mean(name[:64], FIELDS))
-        elif type(value) is not FIELDS[name]:
+        elif type(value) is not FIELDS[name] and not (name in JOINED and isinstance(value, str)):
             kinds = {int: "a whole number", str: "text", bool: "true or false"}
             complaints.add(f"{name} must be {kinds[FIELDS[name]]}.", where=name)
         elif isinstance(value, int) and abs(value) > MAX_EXACT:

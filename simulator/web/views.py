@@ -184,7 +184,8 @@ def _row(entry: Planned) -> dict[str, Any]:
         if each.name in FIELDS and each.name != "dp"
         and (each.name in START or getattr(strategy, each.name) != each.default)
     }  # fmt: skip
-    change = {name: JOINED[name].join(map(str, value)) if name in JOINED else value for name, value in values.items()}
+    change = {name: JOINED[name].join(map(str, value)) if isinstance(value, tuple) else value
+              for name, value in values.items()}  # fmt: skip
     label = strategy_words(strategy)
     return {
         "label": label, "change": change, "step": format_time(answer.step_time_s), "mfu": format_percent(answer.mfu),

@@ -79,6 +79,8 @@ function turn(change) {
   }
   // What was made for other stages, or for another recomputation, goes with them.
   if (["pp", "vp", "model"].some((name) => name in change) && !("layers_per_stage" in change)) delete state.layers_per_stage;
+  if (["pp", "vp", "model"].some((name) => name in change) && String(state.recompute_layers).includes(",")
+    && !("recompute_layers" in change)) delete state.recompute_layers;
   if ("recompute" in change && !("recompute_layers" in change)) delete state.recompute_layers;
   // A loop schedule has virtual stages exactly if there is more than one per rank.
   if ("vp" in change && !("schedule" in change)) {
