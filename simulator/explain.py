@@ -20,7 +20,7 @@ FORMULAS: Mapping[str, tuple[str, str]] = {
     "time.gemm": ("micro_batches * sum over linear layers of the tile-and-wave GEMM time, F + B + W",
                   "simulator/cluster/device.py gemm_time_s; constants: hardware/calibration"),
     "time.grouped_gemm": ("micro_batches * sum over expert layers of the grouped GEMM time",
-                          "simulator/cluster/device.py grouped_gemm_time_s"),
+                          "simulator/cluster/grouped.py trained_experts_time_s"),
     "time.attention": ("micro_batches * fused attention cores, forward and backward",
                        "simulator/cluster/device.py attention_time_s; FLOPs: Dao 2022"),
     "time.pointwise": ("micro_batches * bytes moved by norms, activations, dropout, loss / achievable bandwidth",

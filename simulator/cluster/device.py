@@ -17,7 +17,7 @@ from simulator.spec.hardware import Device
 
 __all__ = [
     "attention_time_s", "gemm_time_s", "grouped_gemm_time_s", "lookup_time_s", "peak_flops_per_s", "pointwise_time_s",
-    "visible_pairs",
+    "trained_experts_time_s", "visible_pairs",
 ]  # fmt: skip
 
 
@@ -33,6 +33,13 @@ def grouped_gemm_time_s(device: Device, dtype: str, **sizes: Any) -> Any:
     if device.kernels.measured:
         return measured.grouped_gemm_time_s(device.kernels.measured, dtype, **sizes)
     return grouped.grouped_gemm_time_s(device, dtype, **sizes)
+
+
+def trained_experts_time_s(device: Device, dtype: str, **sizes: Any) -> Any:
+    """Seconds of one grouped kernel of a training step [s]; see `grouped.py` and `measured.py`."""
+    if device.kernels.measured:
+        return measured.grouped_gemm_time_s(device.kernels.measured, dtype, **sizes)
+    return grouped.trained_experts_time_s(device, dtype, **sizes)
 
 
 def attention_time_s(device: Device, dtype: str, **sizes: Any) -> Any:

@@ -30,9 +30,9 @@ from simulator.cluster.attention import kernel_slowdown
 from simulator.cluster.device import (
     attention_time_s,
     gemm_time_s,
-    grouped_gemm_time_s,
     lookup_time_s,
     pointwise_time_s,
+    trained_experts_time_s,
 )
 from simulator.cluster.dispatch import deduplicated_exchange_s
 from simulator.cluster.network import collective_time_s
@@ -167,7 +167,7 @@ def _evaluate(
         return _distinct_shapes(f, partial(gemm_time_s, device, key[1])) * repeat
     if kind is GroupedGemm:
         fields = _stack(works, "experts", "tokens", "n", "k", "imbalance")
-        return _distinct_shapes(fields, partial(grouped_gemm_time_s, device, key[1]))
+        return _distinct_shapes(fields, partial(trained_experts_time_s, device, key[1]))
     if kind is AttentionCore:
         fields = _stack(works, "batch", "heads", "kv_heads", "q_len", "kv_len", "head_dim", "value_head_dim")
         timed = partial(attention_time_s, device, key[1], causal=key[2], window=key[3], backward=key[4])
