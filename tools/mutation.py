@@ -54,19 +54,20 @@ UNEXPLAINED = "not yet explained"
 MEMORY_BYTES = 6 << 30
 """Address space of a child: a mutated loop that only collects ends by it."""
 TESTS = {
-    "arch": ("tests/unit/arch", "tests/unit/parallel", "tests/published/test_korthikanti_memory.py",
+    "arch": ("simulator/arch", "tests/unit/arch", "tests/unit/parallel", "tests/published/test_korthikanti_memory.py",
              "tests/published/test_parameter_counts.py", "tests/properties/test_broadcasting.py"),
-    "cluster": ("tests/unit/cluster", "tests/properties/test_network_graphs.py",
+    "cluster": ("simulator/cluster", "tests/unit/cluster", "tests/properties/test_network_graphs.py",
                 "tests/properties/test_network_properties.py", "tests/properties/test_network_links.py",
                 "tests/properties/test_kernel_properties.py", "tests/published/test_network_published.py"),
-    "parallel": ("tests/unit/parallel", "tests/unit/arch", "tests/published/test_korthikanti_memory.py",
-                 "tests/properties/test_broadcasting.py", "tests/properties/test_estimate_properties.py"),
-    "schedule": ("tests/unit/schedule", "tests/properties/test_schedule_properties.py",
+    "parallel": ("simulator/parallel", "tests/unit/parallel", "tests/unit/arch", "tests/unit/test_breakdown.py",
+                 "tests/published/test_korthikanti_memory.py", "tests/properties/test_broadcasting.py",
+                 "tests/properties/test_estimate_properties.py"),
+    "schedule": ("simulator/schedule", "tests/unit/schedule", "tests/properties/test_schedule_properties.py",
                  "tests/properties/test_steady_properties.py", "tests/oracles/test_schedule_simpy.py",
                  "tests/oracles/test_schedule_published.py"),
     "simulator": ("tests/unit/test_units.py", "tests/unit/test_numbers.py"),
 }  # fmt: skip
-"""Tests by the folder of the mutated file: its own, and the properties and published tables that rest on it."""
+"""Tests by the folder of the mutated file: its own, its examples, and the properties and published tables on it."""
 
 
 @dataclass
