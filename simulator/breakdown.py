@@ -8,29 +8,33 @@ from collections.abc import Mapping, Sequence
 from simulator.arch.flops import executed_flops
 from simulator.arch.operations import largest
 from simulator.lowered import Lowered, rank_slots, rank_stages
-from simulator.parallel.memory import overhead_bytes, segment_memories, stage_memory, static_bytes, step_bytes
+from simulator.parallel.lower import Program
+from simulator.parallel.memory import (
+    SegmentMemory,
+    overhead_bytes,
+    segment_memories,
+    stage_memory,
+    static_bytes,
+    step_bytes,
+)
 from simulator.parallel.recompute import policy_of, recomputed_operations, recomputed_parts
-from simulator.parallel.stage_cost import StageKind, stage_kind
+from simulator.parallel.setting import Setting
+from simulator.parallel.stage_cost import StageKind, held_kind, stage_kind
 from simulator.result import Memory, TimeParts
 from simulator.schedule.durations import PAIRED_AXES
-from simulator.schedule.memory import Footprint, memory_peaks
+from simulator.schedule.memory import Footprint, MemoryPeaks, memory_peaks
+from simulator.schedule.order import Order
 from simulator.spec.strategy import FREE_RUNNING, Strategy
 
 
 def memory_of(lowered: Lowered) -> Memory:
     """Peak memory of every pipeline rank, read off its timeline; the one with the least room left gives the parts."""
     setting, order = lowered.setting, lowered.order
-    holds = [rank_stages(order, rank) for rank in range(order.pp)]
-    footprint, static, step = _footprint(lowered, holds)
-    peaks = memory_peaks(lowered.timeline, footprint)
-    ranks = []
-    for rank in range(order.pp):
-        activations, working = float(peaks.activation_bytes[rank]), float(peaks.working_bytes[rank])
-        parts = {**static[rank], "activations": activations, "working_set": working}
-        if step[rank] > activations + working:
-            parts["optimizer_step"] = step[rank] - activations - working
-        outside = overhead_bytes(sum(parts.values()), setting.framework)
-        ranks.append(parts | {name: float(value) for name, value in outside.items()})
+    memories = segment_memories(lowered.program, setting.strategy)
+    static, step = standing_bytes(lowered.program, order, setting)
+    footprint = footprint_of(lowered.program, setting, memories, [sum(parts.values()) for parts in static])
+    peaks = memory_peaks(order, footprint)
+    ranks = rank_parts(peaks, static, step, setting)
     totals = [sum(parts.values()) for parts in ranks]
     limits = lowered.limits_bytes or (setting.cluster.device.memory_bytes,) * order.pp
     over = [total - limit for total, limit in zip(totals, limits, strict=True)]
@@ -40,28 +44,36 @@ def memory_of(lowered: Lowered) -> Memory:
         limits_bytes=lowered.limits_bytes,
         parts=ranks[fullest],
         limit_bytes=limits[fullest],
-        peak_time_s=float(peaks.time_s[fullest]),
+        peak_time_s=float(lowered.timeline.start_s[peaks.task[fullest]]),
         step_bytes=step[fullest],
         step_reserved=setting.framework.flat_gradients,
         footprint=footprint,
     )
 
 
-def _footprint(
-    lowered: Lowered, holds: Sequence[Sequence[int]]
-) -> tuple[Footprint, list[dict[str, float]], list[float]]:
-    """What the timeline's tasks hold; and by rank what is there all the time, and what the optimizer step needs.
+def rank_parts(
+    peaks: MemoryPeaks, static: Sequence[Mapping[str, float]], step: Sequence[float], setting: Setting
+) -> list[dict[str, float]]:
+    """Peak bytes of every rank by part, from what stands there all the time and what its tasks hold at most [B]."""
+    ranks = []
+    for rank, standing in enumerate(static):
+        activations, working = float(peaks.activation_bytes[rank]), float(peaks.working_bytes[rank])
+        parts = {**standing, "activations": activations, "working_set": working}
+        if step[rank] > activations + working:
+            parts["optimizer_step"] = step[rank] - activations - working
+        outside = overhead_bytes(sum(parts.values()), setting.framework)
+        ranks.append(parts | {name: float(value) for name, value in outside.items()})
+    return ranks
 
-    Stages of equal cost are alike, and so are ranks that hold such stages.
+
+def standing_bytes(program: Program, order: Order, setting: Setting) -> tuple[list[dict[str, float]], list[float]]:
+    """By rank what is there all the time, by part, and what the optimizer step needs [B]; ranks that hold the same
+    segments are alike.
     """
-    program, setting = lowered.program, lowered.setting
-    memories = segment_memories(program, setting.strategy)
-    kinds = [stage_kind(stage, setting.strategy) for stage in program.stages]
-    alike = dict(zip(kinds, program.stages, strict=True))
-    sizes = {kind: stage_memory(stage, setting, memories) for kind, stage in alike.items()}
+    kinds = [held_kind(stage) for stage in program.stages]
     known: dict[tuple[StageKind, ...], tuple[dict[str, float], float]] = {}
     ranks = []
-    for held in holds:
+    for held in (rank_stages(order, rank) for rank in range(order.pp)):
         key = tuple(kinds[stage] for stage in held)
         if key not in known:
             stages = [program.stages[stage] for stage in held]
@@ -69,18 +81,27 @@ def _footprint(
             parts = static_bytes(stages, edge, setting)
             known[key] = ({name: float(value) for name, value in parts.items()}, float(step_bytes(stages, setting)))
         ranks.append(known[key])
+    return [parts for parts, _ in ranks], [step for _, step in ranks]
+
+
+def footprint_of(
+    program: Program, setting: Setting, memories: Mapping[str, SegmentMemory], static_bytes_: Sequence[float]
+) -> Footprint:
+    """What the tasks of each stage hold, beside what stands on each rank all the time. Equal stages are alike."""
+    kinds = [stage_kind(stage, setting.strategy) for stage in program.stages]
+    alike = dict(zip(kinds, program.stages, strict=True))
+    sizes = {kind: stage_memory(stage, setting, memories) for kind, stage in alike.items()}
 
     def by_stage(name: str) -> list[float]:
         return [float(getattr(sizes[kind], name)) for kind in kinds]
 
-    footprint = Footprint(
-        static_bytes=[sum(parts.values()) for parts, _ in ranks],
+    return Footprint(
+        static_bytes=list(static_bytes_),
         activation_bytes=by_stage("activation_bytes"),
         weight_gradient_bytes=by_stage("late_bytes"),
         forward_working_bytes=by_stage("forward_bytes"),
         backward_working_bytes=by_stage("backward_bytes"),
     )
-    return footprint, [parts for parts, _ in ranks], [step for _, step in ranks]
 
 
 def time_of(lowered: Lowered, strategy: Strategy) -> TimeParts:

@@ -61,8 +61,12 @@ StageKind = tuple[tuple[int, int], ...]
 
 def stage_kind(stage: Stage, strategy: Strategy) -> StageKind:
     """What makes a stage cost what it costs (counts are numbers)."""
-    held = tuple((id(segment), count) for segment, count in stage.parts)
-    return (*held, (0, int(recomputed_layers(strategy, stage))))
+    return (*held_kind(stage), (0, int(recomputed_layers(strategy, stage))))
+
+
+def held_kind(stage: Stage) -> StageKind:
+    """What makes a stage hold the parameters that it holds."""
+    return tuple((id(segment), count) for segment, count in stage.parts)
 
 
 def stage_cost(

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.schedule.engine import PerStage, per_stage
-from simulator.schedule.order import FORWARD, INPUT_GRAD, WEIGHT_GRAD
+from simulator.schedule.order import FORWARD, INPUT_GRAD, WEIGHT_GRAD, Order
 from simulator.schedule.timeline import Timeline
 
 Floats = npt.NDArray[np.float64]
@@ -77,11 +77,11 @@ class MemoryTimeline:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class MemoryPeaks:
-    """The most each rank holds, when, and what it is made of. Arrays are by rank."""
+    """The most each rank holds, in which task, and what it is made of. Arrays are by rank."""
 
     peak_bytes: Floats
-    time_s: Floats
-    """When the task begins in which the rank first holds its most."""
+    task: npt.NDArray[np.int64]
+    """The task in which the rank first holds its most."""
     activation_bytes: Floats
     """Saved activations of every micro-batch then in flight, those that only a weight gradient still reads among
     them."""
@@ -89,19 +89,18 @@ class MemoryPeaks:
     working_bytes: Floats
 
 
-def memory_peaks(timeline: Timeline, footprint: Footprint) -> MemoryPeaks:
-    """The peaks of `memory_over_time`, without its sorted list of every change.
+def memory_peaks(order: Order, footprint: Footprint) -> MemoryPeaks:
+    """The peaks of `memory_over_time`, without its sorted list of every change: they depend on no second.
 
     A rank's tasks follow each other, so what it holds while one runs is what the tasks before it left, what it saves
     itself, and its working memory; the two tasks of a pair hold theirs together.
     Raises InputError as `memory_over_time` does.
     """
-    order = timeline.order
-    made, kept, working = _changes(timeline, footprint)
+    made, kept, working = _changes(order, footprint)
     first = order.rank_start[:-1]
     before = np.zeros(order.tasks)
     np.cumsum((made + kept)[:-1], out=before[1:])
-    grown = _gradients_so_far(timeline, footprint)
+    grown = _gradients_so_far(order, footprint)
     held = before + (made + working) + grown
     pairs = np.flatnonzero(order.paired)
     held[pairs] += made[pairs + 1] + working[pairs + 1] + (grown[pairs + 1] - grown[pairs])
@@ -114,20 +113,19 @@ def memory_peaks(timeline: Timeline, footprint: Footprint) -> MemoryPeaks:
     at_work = working[at] + paired * working[beside]
     return MemoryPeaks(
         peak_bytes=activations + grown[beside] + at_work + per_stage(footprint.static_bytes, order.pp, "static_bytes"),
-        time_s=timeline.start_s[at],
+        task=at,
         activation_bytes=activations,
         gradient_bytes=grown[beside],
         working_bytes=at_work,
     )
 
 
-def _gradients_so_far(timeline: Timeline, footprint: Footprint) -> Floats:
+def _gradients_so_far(order: Order, footprint: Footprint) -> Floats:
     """By task: gradient bytes that its rank has allocated up to it."""
-    order = timeline.order
     opened = np.zeros(order.tasks)
     if not np.any(footprint.gradient_bytes):
         return opened
-    opened[_first_backward(timeline)] += per_stage(footprint.gradient_bytes, order.stages, "gradient_bytes")[
+    opened[_first_backward(order)] += per_stage(footprint.gradient_bytes, order.stages, "gradient_bytes")[
         order.model_stage
     ]
     total, first = np.cumsum(opened), order.rank_start[:-1]
@@ -135,9 +133,8 @@ def _gradients_so_far(timeline: Timeline, footprint: Footprint) -> Floats:
     return grown
 
 
-def _changes(timeline: Timeline, footprint: Footprint) -> tuple[Floats, Floats, Floats]:
+def _changes(order: Order, footprint: Footprint) -> tuple[Floats, Floats, Floats]:
     """By task: bytes it saves when it begins, the change when it ends, and what it holds only while it runs."""
-    order = timeline.order
 
     def column(name: str) -> Floats:
         return per_stage(getattr(footprint, name), order.stages, name)
@@ -176,10 +173,10 @@ def memory_over_time(timeline: Timeline, footprint: Footprint) -> MemoryTimeline
     late = _late(timeline, footprint)
     forward, weight = order.kind == FORWARD, order.kind == WEIGHT_GRAD
     back = ~forward & ~weight
-    made, kept, working = _changes(timeline, footprint)
+    made, kept, working = _changes(order, footprint)
     static = per_stage(footprint.static_bytes, order.pp, "static_bytes")
     gradient = per_stage(footprint.gradient_bytes, stages, "gradient_bytes")[order.model_stage]
-    opens = _first_backward(timeline)
+    opens = _first_backward(order)
     ranks = np.arange(order.pp)
     start, end, rank = timeline.start_s, timeline.end_s, order.rank
     # Moments of a rank by its own sequence, not by time: a task begins after the one before it has ended, whatever
@@ -206,8 +203,7 @@ _Row = tuple[npt.NDArray[np.integer], npt.NDArray[np.integer], Floats, Floats, i
 """(rank, moment, seconds, bytes, part) of changes."""
 
 
-def _first_backward(timeline: Timeline) -> npt.NDArray[np.int64]:
-    order = timeline.order
+def _first_backward(order: Order) -> npt.NDArray[np.int64]:
     position = order.position[1]
     first: npt.NDArray[np.int64] = np.where(position >= 0, position, order.tasks).min(axis=1).astype(np.int64)
     return first

@@ -90,9 +90,9 @@ def test_peaks_alone_are_those_of_the_whole_curve(schedule):
         forward_working_bytes=draw.integers(0, 3, stages).astype(float),
         backward_working_bytes=draw.integers(0, 5, stages).astype(float),
     )
-    peaks, curve = memory_peaks(line, footprint), memory_over_time(line, footprint)
+    peaks, curve = memory_peaks(line.order, footprint), memory_over_time(line, footprint)
     assert peaks.peak_bytes.tolist() == curve.peak_bytes.tolist()
-    assert peaks.time_s == pytest.approx(curve.peak_time_s)
+    assert line.start_s[peaks.task] == pytest.approx(curve.peak_time_s)
     for rank in range(4):
         parts = curve.peak_parts(rank)
         assert peaks.activation_bytes[rank] == parts["activations"] + parts["weight_gradient_inputs"]
