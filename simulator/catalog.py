@@ -133,20 +133,22 @@ def entry(name: str) -> tuple[Mapping[str, Any], str]:
 
 
 def cluster_for(
-    device_name: str, devices: int, devices_per_node: int | None = None, nic_bytes_per_s: float | None = None
-) -> Cluster:
+    device_name: str, devices: int, devices_per_node: int | None = None, nic_bytes_per_s: float | None = None,
+    *, machine: str = "",
+) -> Cluster:  # fmt: skip
     """The cluster of a published run that says its device and counts: the catalogue's usual node of that device.
 
     `nic_bytes_per_s` is the network's rate per device and direction; None takes the catalogue's. Rack-scale and torus
-    systems keep their own node. `sources["assumed"]` of the answer states what was taken. Raises InputError for an
-    unknown device, a device without a usual node, and counts below 1.
+    systems keep their own node. `machine` names the catalogue's cluster where it is known on which the run was made:
+    its network is then as its file says, and not as is usual of its kind. `sources["assumed"]` of the answer states
+    what was taken. Raises InputError for an unknown device, a device without a usual node, and counts below 1.
     """
     from simulator.spec.cluster_fill import NETWORK_KINDS, filled
 
     if devices < 1 or (devices_per_node is not None and devices_per_node < 1):
         raise InputError([f"devices({devices}) and devices_per_node({devices_per_node}) must be at least 1."])
     device = load_device(device_name)
-    usual = _usual_cluster(device_name, devices, devices_per_node)
+    usual = machine or _usual_cluster(device_name, devices, devices_per_node)
     file = _cluster_file(_document("clusters", usual).path, _roots())
     per_node, said = _per_node(file, devices, devices_per_node)
     cluster = filled(
@@ -155,8 +157,11 @@ def cluster_for(
         {**_devices_of(file), file.device or "": device},
         nodes=devices // per_node,
         devices_per_node=per_node,
-        nic_bytes_per_s=nic_bytes_per_s,
+        nic_bytes_per_s=None if machine else nic_bytes_per_s,
     )
+    if machine:
+        return replace(cluster, sources={**cluster.sources, "assumed": f"{machine}, on which the source ran"})
+    cluster = replace(cluster, tiers=tuple(replace(tier, usable_fraction=0.0) for tier in cluster.tiers))
     said.insert(0, f"nodes and fabric of {usual}")
     if nic_bytes_per_s is None and any(tier.kind in NETWORK_KINDS for tier in cluster.tiers):
         said.append("the bandwidth of its network")

@@ -17,11 +17,11 @@ from simulator.lowered import Lowered, host_wait_s, order_of, rank_slots
 from simulator.parallel.gradients import synchronisation
 from simulator.parallel.lower import Program, lower
 from simulator.parallel.seats import Replica, Seat, Seating, seating, send_setting, setting_of
-from simulator.parallel.setting import Setting
+from simulator.parallel.setting import Setting, splits_sends
 from simulator.parallel.stage_cost import StageCost, backward_s, slowest_of, stage_costs
 from simulator.parallel.states import held_parameters
 from simulator.parallel.step_end import StepEnd, slowest_end, step_end
-from simulator.schedule.durations import durations_of, send_s, sends_block, splits_sends
+from simulator.schedule.durations import durations_of, send_s, sends_block
 from simulator.schedule.engine import Transfers, simulate
 from simulator.schedule.order import Order
 from simulator.schedule.timeline import Timeline

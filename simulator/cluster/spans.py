@@ -26,7 +26,14 @@ src/graph/topo.h) of 8 GT/s x 16 x 128/130 / 8 = 15.75."""
 
 
 def efficiency(tier: Tier) -> float:
-    """Share of a tier's advertised rate that collectives reach when they cross it."""
+    """Share of a tier's advertised rate that collectives reach when they cross it: as measured there, else as usual.
+
+    >>> efficiency(Tier(name="n", kind="omni-path", topology="fat-tree", size=64, bandwidth_bytes_per_s=12.5e9,
+    ...                 latency_s=1e-6, usable_fraction=0.212))
+    0.212
+    """
+    if tier.usable_fraction:
+        return tier.usable_fraction
     if tier.kind in NET_KINDS:
         return NET_EFFICIENCY
     return PCIE_EFFICIENCY if tier.kind == "pcie" else 0.8

@@ -108,7 +108,7 @@ def stage_memory(stage: Stage, setting: Setting, memories: Mapping[str, SegmentM
         activation_bytes=kept_bytes(stage, setting, memories),
         late_bytes=sum(count * memory.late_bytes for memory, count in held),
         forward_bytes=largest(where(count > 0, memory.largest_bytes, 0.0) for memory, count in held),
-        backward_bytes=_backward_bytes(stage, setting.strategy, memories),
+        backward_bytes=backward_bytes(stage, setting.strategy, memories),
     )
 
 
@@ -122,7 +122,7 @@ def kept_bytes(stage: Stage, setting: Setting, memories: Mapping[str, SegmentMem
     return kept + stage.boundary_bytes / sent
 
 
-def _backward_bytes(stage: Stage, strategy: Strategy, memories: Mapping[str, SegmentMemory]) -> Number:
+def backward_bytes(stage: Stage, strategy: Strategy, memories: Mapping[str, SegmentMemory]) -> Number:
     """The worst of a stage's segments: what is recomputed, and the largest gradient.
 
     Backward visits them from the last one, and each lets go of what it saved: layers that are not recomputed, which
@@ -188,7 +188,7 @@ def working_set_bytes(
     """The most that a task of one of the stages holds beside what is saved [B]."""
     held = [(memories[segment.name], count) for stage in stages for segment, count in stage.parts]
     forward = largest(where(count > 0, memory.largest_bytes, 0.0) for memory, count in held)
-    return largest([forward, *(_backward_bytes(stage, strategy, memories) for stage in stages)])
+    return largest([forward, *(backward_bytes(stage, strategy, memories) for stage in stages)])
 
 
 def buffer_bytes(boundary_bytes: Number, parameters: Number, setting: Setting) -> Number:

@@ -41,6 +41,11 @@ class Setting:
         return self.framework.overlap_param_gather if chosen is None else chosen
 
 
+def splits_sends(strategy: Strategy, software: Framework) -> bool:
+    """Whether a send carries 1 / tp of the activation, which the receiver's tp group gathers."""
+    return not strategy.sequence_parallel and software.scatter_gather_p2p
+
+
 def groups_of(cluster: Cluster, strategy: Strategy) -> dict[str, Group]:
     """Communication groups by axis, with ZeRO's: "shard" (ranks that share one sharded copy) and "replicas" (of it)."""
     groups = dict(

@@ -17,7 +17,7 @@ from simulator.arch.operations import Number
 from simulator.parallel.lower import Pieces, Stage, boundary_bytes, layers_of_stages, pieces_of, tied_copy
 from simulator.parallel.memory import SegmentMemory, buffer_bytes, memories_of
 from simulator.parallel.recompute import policy_of
-from simulator.parallel.setting import Setting, groups_of
+from simulator.parallel.setting import Setting, groups_of, splits_sends
 from simulator.parallel.states import HeldParameters, held_parameters, state_bytes, whole_gradient_bytes
 from simulator.parallel.timing import SegmentTime, segment_times
 from simulator.plan.bounds import PAIRED
@@ -25,7 +25,7 @@ from simulator.plan.dealing import held_stages, mapping_of
 from simulator.plan.partition import Partition, best_split, between
 from simulator.schedule.bounds import lower_bound_s
 from simulator.schedule.closed import peak_in_flight
-from simulator.schedule.durations import send_s, sends_block, splits_sends
+from simulator.schedule.durations import send_s, sends_block
 from simulator.spec.strategy import Strategy
 
 if TYPE_CHECKING:

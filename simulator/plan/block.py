@@ -15,13 +15,14 @@ from simulator.arch.operations import Number, Operation, Weight
 from simulator.parallel.lower import Stage
 from simulator.parallel.memory import (
     SegmentMemory,
+    backward_bytes,
     kept_bytes,
     overhead_bytes,
     stage_memory,
     static_bytes,
     step_bytes,
 )
-from simulator.parallel.setting import Setting, groups_of
+from simulator.parallel.setting import Setting, groups_of, splits_sends
 from simulator.parallel.stage_cost import StageCost, stage_cost
 from simulator.parallel.step_end import step_end
 from simulator.parallel.timing import PhaseTime, SegmentTime
@@ -30,7 +31,7 @@ from simulator.plan.table import Columns, strategy_of
 from simulator.result import COMMUNICATION
 from simulator.schedule.bounds import BIDIRECTIONAL, FUSED
 from simulator.schedule.closed import peak_in_flight
-from simulator.schedule.durations import send_s, sends_block, splits_sends
+from simulator.schedule.durations import send_s, sends_block
 from simulator.spec.strategy import FREE_RUNNING
 
 if TYPE_CHECKING:
@@ -100,21 +101,78 @@ class Block:
         """
         if zero not in self._states:
             self._states[zero] = self._state_bytes(zero)
+        static, step = self._states[zero]
+        held = self._in_tasks(recompute, schedule, layers)
+        if schedule in _SOMEWHERE:
+            # Their closed form is the most of any rank, which one they do not say.
+            allocated = np.maximum((static + held).min(axis=0), (static + step).max(axis=0))
+        else:
+            allocated = (static + np.maximum(step, held)).max(axis=0)
+        return np.asarray(allocated + sum(overhead_bytes(allocated, self.framework).values()))
+
+    def _in_tasks(self, recompute: str, schedule: str, layers: Ints | None) -> Floats:
+        """What the tasks of the fullest rank of each kind hold at least beside its states [B]."""
         kept, late, forward, backward = self._held(recompute)
         if layers is not None:
-            kept = self._kept_with(layers)
-        in_flight = self._in_flight(schedule)
+            kept, backward = self._held_with(layers)
         fused = schedule in FUSED
         each = kept if fused else np.minimum(kept, late)
         working = np.maximum(forward, backward) if fused else forward
-        static, step = self._states[zero]
+        return np.asarray(self._in_flight(schedule) * each + working)
+
+    def again_floor_s(self, zero: int, schedule: str, limit_bytes: float) -> Floats:
+        """By kind of rank the least recomputation of a micro-batch with which its fullest rank fits, whichever layers
+        it takes [s].
+
+        A layer that is recomputed spares its tensors once for every micro-batch that its stage holds.
+        """
+        if zero not in self._states:
+            self._states[zero] = self._state_bytes(zero)
+        in_flight = np.broadcast_to(np.asarray(self._in_flight(schedule), np.float64), self.ranks[:, 0].shape)
         if schedule in _SOMEWHERE:
-            # Their closed form is the most of any rank, which one they do not say.
-            somewhere = (static + in_flight * each + working).min(axis=0)
-            allocated = np.maximum(somewhere, (static + step).max(axis=0))
-        else:
-            allocated = (static + np.maximum(step, in_flight * each + working)).max(axis=0)
-        return np.asarray(allocated + sum(overhead_bytes(allocated, self.framework).values()))
+            return np.zeros(in_flight.shape)
+        room = (limit_bytes - self.framework.context_bytes) * (1.0 - self.framework.fragmentation_fraction)
+        over = np.maximum(self._states[zero][0] + self._in_tasks("none", schedule, None) - room, 0.0)
+        group = np.where(self.columns["vp"] > 1, 2 * self.columns["pp"], in_flight.max())
+        # Depth first, a stage starts its next group of pp micro-batches while it holds at most one other group.
+        times = np.minimum(in_flight, group) if schedule == "interleaved" and not self._grouped else in_flight
+        shortest, spared, rate = (np.full(in_flight.shape, bad) for bad in (np.inf, 0.0, np.inf))
+        for name, part in self.parts.items():
+            if not self.segments[name].recomputable:
+                continue
+            here = np.einsum("dkn,kn->dn", self.holds, part) > 0
+            memory = self.layout.memories["full"][name]
+            saves = _rows(memory.plain_bytes - memory.saved_bytes, self.place)
+            seconds = seconds_of(_gathered_time(self.layout.times["full"][name], self.place).recompute,
+                                 paired=schedule in PAIRED)  # fmt: skip
+            shortest = np.where(here, np.minimum(shortest, seconds), shortest)
+            spared = np.where(here, np.maximum(spared, saves), spared)
+            rate = np.where(here, np.minimum(rate, seconds / np.maximum(saves, 1e-9)), rate)
+        needed = over / times
+        layers = np.ceil(needed / np.maximum(spared, 1e-9) - 1e-6)
+        floor = np.maximum(layers * shortest, needed * rate)
+        return np.where(over > 0.0, floor, 0.0)
+
+    @property
+    def _grouped(self) -> bool:
+        """Whether the micro-batches of a group are given."""
+        return bool(self.chosen.get("group_size", 0))
+
+    def fitted_s(self, zero: int, schedule: str, limit_bytes: float) -> Floats:
+        """As `coarse_s` where each stage recomputes the fewest layers with which it fits [s]."""
+        paired = schedule in PAIRED
+        forward, backward, ahead, back = self.works("none", zero, paired=paired)
+        again = self.again_floor_s(zero, schedule, limit_bytes)
+        times = self.micro_batches / (2 if schedule in BIDIRECTIONAL else 1)
+        work = forward + backward + again
+        found = times * work
+        if schedule in ("1f1b", "eager-1f1b", "gpipe"):
+            # Rank r is at most `lead` forwards ahead: its last one comes after all but as many of its backwards, and
+            # then goes down the pipe and back.
+            lead = np.minimum(self._in_flight(schedule), self.micro_batches)
+            way = (ahead + back + forward + backward).max(axis=0)
+            found = np.maximum(found, way + again + (times - 1) * work - (lead - 1) * (backward + again))
+        return np.maximum(found.max(axis=0), self.coarse_s("none", zero, schedule))
 
     def _state_bytes(self, zero: int) -> tuple[Floats, Floats]:
         """What stands there all the time, and what the optimizer step needs, by kind of rank [B]."""
@@ -154,13 +212,19 @@ class Block:
         distinct = self.layout.memories["full"]
         return self._stage(self.parts), {name: _gathered_memory(distinct[name], self.place) for name in self.parts}
 
-    def _kept_with(self, layers: Ints) -> Floats:
-        """As `_held`, what is kept when full recomputation stops at a number of layers [B]."""
+    def _held_with(self, layers: Ints) -> tuple[Floats, Floats]:
+        """As `_held`, what is kept and what a backward works with when full recomputation stops at a number of layers
+        [B].
+        """
         stage, memories = self._recomputed
         degrees = strategy_of(self.columns, {**self.chosen, "recompute": "full", "recompute_layers": layers})
         setting = replace(self.setting("full", 0), strategy=degrees)
-        kept = kept_bytes(stage, setting, memories)
-        return self._least(np.broadcast_to(np.asarray(kept, np.float64), next(iter(self.parts.values())).shape))
+        shape = next(iter(self.parts.values())).shape
+        kept = np.broadcast_to(np.asarray(kept_bytes(stage, setting, memories), np.float64), shape)
+        if not self.ordered:
+            return self._least(kept), np.zeros(shape[-1])
+        working = np.asarray(backward_bytes(stage, setting.strategy, memories), np.float64)
+        return self._least(kept), self._least(np.broadcast_to(working, shape))
 
     def _least(self, sizes: Floats) -> Floats:
         """The least over the kinds of stages that each kind of rank holds."""

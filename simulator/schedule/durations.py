@@ -9,12 +9,11 @@ import numpy as np
 from simulator.arch.operations import Number
 from simulator.cluster.network import collective_time_s
 from simulator.parallel.lower import Program
-from simulator.parallel.setting import Setting
+from simulator.parallel.setting import Setting, splits_sends
 from simulator.parallel.stage_cost import StageCost
 from simulator.parallel.timing import PhaseTime
 from simulator.schedule.engine import Durations, Transfers
 from simulator.spec.run import Framework
-from simulator.spec.strategy import Strategy
 
 PAIRED_AXES = ("tp", "cp", "ep", "etp")
 """Axes whose communication a paired chunk's compute can hide."""
@@ -23,12 +22,14 @@ PAIRED_AXES = ("tp", "cp", "ep", "etp")
 def durations_of(costs: Sequence[StageCost], setting: Setting) -> Durations:
     """Engine durations: recomputation opens the backward; launches cost host time unless replayed from a graph.
 
-    Dropless experts stay outside a graph: their sizes follow the routing.
+    Dropless experts stay outside a graph, as their sizes follow the routing, unless their buffers are fixed ahead.
     """
     software = setting.framework
     launch_s = software.launch_s * setting.cluster.host_slowdown_factor
 
     def host_s(*phases: PhaseTime) -> float:
+        if software.cuda_graphs and software.graphs_experts:
+            return 0.0
         launched = sum(p.experts_kernels if software.cuda_graphs else p.kernels for p in phases)
         return launch_s * float(launched)
 
@@ -84,11 +85,6 @@ def transfers_of(program: Program, setting: Setting) -> Transfers:
             known[boundary_bytes] = float(send_s(boundary_bytes, setting, split=split))
         seconds.append(known[boundary_bytes])
     return Transfers(forward_s=seconds, backward_s=seconds, blocking=sends_block(strategy.schedule, software))
-
-
-def splits_sends(strategy: Strategy, software: Framework) -> bool:
-    """Whether a send carries 1 / tp of the activation, which the receiver's tp group gathers."""
-    return not strategy.sequence_parallel and software.scatter_gather_p2p
 
 
 def sends_block(schedule: str, software: Framework) -> bool:

@@ -127,6 +127,7 @@ def _tier(tier: TierFile, size: int, nic_bytes_per_s: float | None) -> Tier:
         size=size,
         bandwidth_bytes_per_s=override or tier.bandwidth,
         latency_s=tier.latency,
+        usable_fraction=tier.usable_fraction or 0.0,
         oversubscription=tier.oversubscription,
         channels=tier.channels,
         shape=shape,

@@ -67,6 +67,7 @@ class FrameworkFile(BaseModel):
     gradient_reduce_dtype: Dtype
     keeps_fresh_gradients: bool = False
     keeps_stage_outputs: bool = False
+    keeps_split_outputs: bool = False
     flat_gradients: bool = False
     stored_parameter_dtype: Literal["", "fp32", "fp16", "bf16"] = ""
     overlap_grad_reduce: bool
@@ -80,6 +81,8 @@ class FrameworkFile(BaseModel):
     expert_dispatch: Literal["all-to-all", "deduplicated", "einsum"] = "all-to-all"
     capacity_per_choice: bool = True
     gates_in_activation: bool = False
+    experts_pointwise: Literal["kernels", "tensor-ops", "epilogue"] = "kernels"
+    narrow_attention: bool = False
     overlap_p2p: bool
     scatter_gather_p2p: bool = True
     logits_fraction: Annotated[float, Field(gt=0, le=1)]
@@ -87,6 +90,7 @@ class FrameworkFile(BaseModel):
     bucket_bytes: Annotated[float, Field(ge=0)]
     launch_s: Annotated[float, Field(ge=0)]
     cuda_graphs: bool
+    graphs_experts: bool = False
     compiled: bool
     context_bytes: Annotated[float, Field(ge=0)]
     fragmentation_fraction: Annotated[float, Field(ge=0, lt=1)]

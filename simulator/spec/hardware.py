@@ -53,6 +53,8 @@ class Tier:
     bandwidth_bytes_per_s: float
     """Per device and direction into this tier."""
     latency_s: float
+    usable_fraction: float = 0.0
+    """Share of the bandwidth that collectives were measured to reach on this machine; 0: what is usual of the kind."""
     oversubscription: float = 1.0
     """Down-link over up-link capacity of the units this tier joins: a unit of u devices (the tier below) enters this
     tier with u * bandwidth / oversubscription. Llama 3's pods of 3072 under a 1:7 aggregation: 7 on the outer tier."""

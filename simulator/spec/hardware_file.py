@@ -160,6 +160,8 @@ class TierFile(_Table):
     bandwidth: BytesPerS
     """Per device and direction."""
     latency: Seconds
+    usable_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """As measured on this machine, where it differs from what is usual of the kind."""
     oversubscription: Annotated[float, Field(ge=1)] = 1.0
     channels: Annotated[int, Field(ge=0)] = 0
     shape: list[Annotated[int, Field(ge=1)]] = []

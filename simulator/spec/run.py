@@ -66,6 +66,13 @@ class Framework:
     gates_in_activation: bool = False
     """Routed tokens are weighted by their gate inside the experts' activation, so that the experts' outputs need not be
     kept to differentiate the gate."""
+    experts_pointwise: str = "kernels"
+    """What runs between the products of experts: "kernels" (one for the activation, with the casts around it),
+    "tensor-ops" (besides, clamps and the outputs' biases, weighted by the gate in fp32, as tensor operations expert by
+    expert) or "epilogue" (activation, clamps, biases and casts inside the grouped products where these are in 8 or
+    fewer bits; else as "tensor-ops")."""
+    narrow_attention: bool = False
+    """The attention core multiplies in the linear layers' dtype where that is narrower than 16 bits."""
     overlap_p2p: bool = True
     scatter_gather_p2p: bool = True
     """Without sequence parallelism, a pipeline send carries 1/tp of the activation and the receiver gathers it
@@ -79,7 +86,9 @@ class Framework:
     launch_s: float = 5e-6
     """Host time to launch one kernel (eager dispatch), s."""
     cuda_graphs: bool = False
-    """Launches are replayed from a graph: no host time per kernel."""
+    """Launches are replayed from a graph: no host time per kernel, dropless experts' apart."""
+    graphs_experts: bool = False
+    """The graph holds dropless experts too: their buffers have a size that is fixed ahead."""
     compiled: bool = False
     """A fusing compiler (XLA, torch.compile) merges neighbouring pointwise kernels."""
     context_bytes: float = 1.0e9
@@ -91,6 +100,8 @@ class Framework:
     keeps_stage_outputs: bool = False
     """A pipeline stage's output stays until its backward, beside what its layers save, instead of being let go once
     it is sent."""
+    keeps_split_outputs: bool = False
+    """Where a send carries 1/tp of the activation, only that share of the stage's output stays."""
     flat_gradients: bool = False
     """The optimizer step copies its share of the gradients into one flat buffer before it widens them to fp32."""
     stored_parameter_dtype: str = ""

@@ -18,6 +18,7 @@ from simulator.spec.hardware import Cluster
 from simulator.spec.model import ModelSpec
 from simulator.spec.run import Framework, Run
 from simulator.spec.strategy import Strategy
+from simulator.validate.machines import machine_of
 from simulator.validate.models import Skip, generator_of, model_for
 from simulator.validate.runs import PublishedRun, flags
 from simulator.validate.software import binned_length, framework_for, noted, recompute_modules, year_of
@@ -40,8 +41,9 @@ class Facts(Protocol):
     def frameworks(self) -> Mapping[str, Framework]: ...
 
     def cluster(
-        self, device: str, devices: int, devices_per_node: int | None, nic_bytes_per_s: float | None
-    ) -> Cluster: ...
+        self, device: str, devices: int, devices_per_node: int | None, nic_bytes_per_s: float | None,
+        machine: str = "",
+    ) -> Cluster: ...  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +94,13 @@ def _configure(row: PublishedRun, facts: Facts) -> Configuration:
     model, notes = built
     taken += notes
     row = _binned(row, framework, taken)
+    machine = machine_of(row)
+    if machine:
+        taken.append(f"cluster = {machine} (source)")
     try:
-        cluster = facts.cluster(row.device or "", row.devices or 1, row.devices_per_node, row.nic_bytes_per_s)
+        cluster = facts.cluster(
+            row.device or "", row.devices or 1, row.devices_per_node, row.nic_bytes_per_s, machine
+        )
     except ShardwiseError as error:
         raise _Unclear(f"no cluster of device {row.device}", str(error)) from None
     run = replace(_run(row, model, framework, taken), **says.run)  # type: ignore[arg-type]

@@ -31,10 +31,14 @@ class CatalogFacts:
         return {name: catalog.load_framework(name) for name in catalog.names("frameworks")}
 
     def cluster(
-        self, device: str, devices: int, devices_per_node: int | None, nic_bytes_per_s: float | None
-    ) -> Cluster:
-        """The usual cluster of a device, from `catalog.cluster_for`. Raises InputError for an unknown device."""
-        return _cluster(device, devices, devices_per_node, nic_bytes_per_s)
+        self, device: str, devices: int, devices_per_node: int | None, nic_bytes_per_s: float | None,
+        machine: str = "",
+    ) -> Cluster:  # fmt: skip
+        """The usual cluster of a device, or the machine named, from `catalog.cluster_for`.
+
+        Raises InputError for an unknown device.
+        """
+        return _cluster(device, devices, devices_per_node, nic_bytes_per_s, machine=machine)
 
 
 _cluster = lru_cache(maxsize=4096)(catalog.cluster_for)

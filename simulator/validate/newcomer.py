@@ -41,9 +41,10 @@ class _Without:
         return {name: profile for name, profile in self.facts.frameworks.items() if name not in self.hidden}
 
     def cluster(
-        self, device: str, devices: int, devices_per_node: int | None, nic_bytes_per_s: float | None
-    ) -> Cluster:
-        return self.facts.cluster(device, devices, devices_per_node, nic_bytes_per_s)
+        self, device: str, devices: int, devices_per_node: int | None, nic_bytes_per_s: float | None,
+        machine: str = "",
+    ) -> Cluster:  # fmt: skip
+        return self.facts.cluster(device, devices, devices_per_node, nic_bytes_per_s, machine)
 
 
 def own_profiles(scored: Iterable[ScoredRow]) -> dict[str, frozenset[str]]:

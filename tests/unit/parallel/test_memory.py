@@ -73,6 +73,17 @@ def test_a_kept_stage_output_is_one_boundary_per_micro_batch(kept: bool):
     assert stage_memory(stage, setting, memories).activation_bytes - plain == kept * 2 * TOKENS * HIDDEN
 
 
+@pytest.mark.parametrize(("scattered", "tp", "share"), [(True, 4, 4), (False, 4, 1), (True, 1, 1)])
+def test_a_kept_output_that_was_sent_in_shares_is_one_share(scattered: bool, tp: int, share: int):
+    software = replace(PLAIN, keeps_stage_outputs=True, keeps_split_outputs=True, scatter_gather_p2p=scattered)
+    setting = _setting(Strategy(pp=2, tp=tp, sequence_parallel=False), software)
+    stage = lower(gpt(HIDDEN, 4, 8), RUN, setting.strategy, software).stages[0]
+    memories = memories_of([s for s, _ in stage.parts], Policy())
+    plain = sum(count * memories[s.name].saved_bytes for s, count in stage.parts)
+    kept = stage_memory(stage, setting, memories).activation_bytes - plain
+    assert kept == 2 * TOKENS * HIDDEN / share
+
+
 @pytest.mark.parametrize(("zero", "weights"), [(0, 2 + 2), (2, 2 + 2), (3, 2 / 8)])
 def test_quantised_copies_of_whole_weights_only_below_zero_3(zero: int, weights: float):
     run = replace(RUN, precision="fp8")

@@ -54,8 +54,9 @@ class World:
         }
 
     def cluster(
-        self, device: str, devices: int, devices_per_node: int | None, nic_bytes_per_s: float | None
-    ) -> Cluster:
+        self, device: str, devices: int, devices_per_node: int | None, nic_bytes_per_s: float | None,
+        machine: str = "",
+    ) -> Cluster:  # fmt: skip
         if device != "dev":
             raise InputError([f"no device is called {device}."])
         per_node = min(devices, devices_per_node or 8)
