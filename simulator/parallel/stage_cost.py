@@ -170,6 +170,8 @@ def _with_sharding_copies(cost: StageCost, held: Number, pieces: Number, setting
     strategy = setting.strategy
 
     def grown(phase: PhaseTime, moved: Number) -> PhaseTime:
+        if not np.any(moved):
+            return phase
         seconds = pieces * pointwise_time_s(setting.cluster.device, moved / pieces, kernel="copy")
         return with_part(phase, "pointwise", seconds, kernels=pieces)
 
