@@ -51,6 +51,9 @@ from tools.mutants import Mutant, content, drawn, mutants_of
 
 OUT = ROOT / "validation" / "mutation.json"
 UNEXPLAINED = "not yet explained"
+KEPT = {"simulator.schedule.make": "RECENT", "simulator.schedule.wiring": "_WIRINGS",
+        "simulator.cluster.network": "_curves", "simulator.cluster.graph": "_ways"}  # fmt: skip
+"""What the package remembers besides cached functions, by module."""
 MEMORY_BYTES = 6 << 30
 """Address space of a child: a mutated loop that only collects ends by it."""
 TESTS = {
@@ -111,9 +114,12 @@ def patch(module: types.ModuleType, mutant: Mutant) -> None:
 
 
 def empty_caches() -> None:
-    """Forget what cached functions of the package have answered."""
+    """Forget what cached functions of the package have answered, and what it keeps besides."""
     for cached in _cached():
         cached.cache_clear()
+    for name, kept in KEPT.items():
+        if name in sys.modules:
+            getattr(sys.modules[name], kept).clear()
 
 
 @functools.cache
