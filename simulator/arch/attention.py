@@ -54,23 +54,37 @@ def attention(
 def _projections(
     spec: AttentionSpec, *, width: int, shard: Shard, kernels: Kernels, name: str
 ) -> list[Operation]:
-    """One fused Q, K, V projection, then QK-norm and rotary where the model has them."""
+    """One fused Q, K, V projection, or three, then QK-norm and rotary where the model has them."""
     query = spec.heads * spec.head_dim / shard.tp
     kv_heads = local_kv_heads(spec, shard.tp)
     key, value = kv_heads * spec.head_dim, kv_heads * spec.value_head_dim
-    columns = query + key + value
-    size = kernels.element_bytes
+    saves = _query_key_value(name, shard.tokens, query, key, value, kernels.element_bytes)
+    # By name the columns of each product and what is saved of it.
+    products: dict[str, tuple[Number, tuple[Saved, ...]]] = {"qkv": (query + key + value, saves)}
+    if kernels.separate_qkv:
+        products = {part: (columns, (saved,))
+                    for part, columns, saved in zip("qkv", (query, key, value), saves, strict=True)}  # fmt: skip
     operations = [
         linear(
-            f"{name}.qkv", tokens=shard.tokens, inputs=width, outputs=columns, kernels=kernels,
-            bias_elements=columns if spec.qkv_bias else 0,
-            saves=_query_key_value(name, shard.tokens, query, key, value, size), modules=("attention",),
+            f"{name}.{part}", tokens=shard.tokens, inputs=width, outputs=columns, kernels=kernels,
+            bias_elements=columns if spec.qkv_bias else 0, saves=saved, modules=("attention",),
         )
+        for part, (columns, saved) in products.items()
     ]  # fmt: skip
+    if kernels.separate_qkv:
+        operations.append(_input_gradient_sum(f"{name}.qkv_sum", shard.tokens * width, kernels))
     if spec.qk_norm:
         operations.append(_qk_norm(spec, tokens=shard.tokens, query=query, key=key, kernels=kernels, name=name))
     operations += _position(spec, query_and_key=shard.tokens * (query + key), kernels=kernels, name=name)
     return operations
+
+
+def _input_gradient_sum(name: str, elements: Number, kernels: Kernels) -> Operation:
+    """The input gradients of three products added up: two kernels, or two more reads by a compiled one."""
+    size = kernels.element_bytes
+    if kernels.compiled:
+        return pointwise(name, elements=elements, forward=0.0, backward=2 * size, modules=("attention",))
+    return pointwise(name, elements=elements, forward=0.0, backward=6 * size, kernels=2, modules=("attention",))
 
 
 def _query_key_value(

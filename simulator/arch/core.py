@@ -60,7 +60,7 @@ def _fused(
         return AttentionCore(
             batch=batch, heads=core_heads, kv_heads=kv_heads, q_len=core_q_len, kv_len=kv_len, head_dim=spec.head_dim,
             value_head_dim=spec.value_head_dim, causal=spec.causal, window=window, backward=backward,
-            kernel=kernels.attention_kernel, dtype=kernels.activation_dtype,
+            kernel=kernels.attention_kernel, dtype=kernels.attention_dtype,
         )  # fmt: skip
 
     rows = batch * heads * q_len
@@ -107,13 +107,12 @@ def _unfused(
     context = Gemm(m=q_len, n=spec.value_head_dim, k=kv_len, batch=groups, dtype=dtype)
     context_p = Gemm(m=q_len, n=kv_len, k=spec.value_head_dim, batch=groups, dtype=dtype)
     context_v = Gemm(m=kv_len, n=spec.value_head_dim, k=q_len, batch=groups, dtype=dtype)
-    passes, softmax_kernels = (2 * size, 1) if kernels.fused_softmax or kernels.compiled else (8 * size + 8.0, 5)
+    (forward, steps), (backward, steps_back) = softmax_passes(kernels)
     bias = size if spec.relative_bias else 0.0
     softmax = Operation(
         name=f"{name}.softmax",
-        forward=(Pointwise(bytes=scores * (passes + bias), flops=scores * 5, kernels=softmax_kernels,
-                           kernel="softmax"),),
-        input_grad=(Pointwise(bytes=scores * (passes * 1.5 + bias), flops=scores * 5, kernels=softmax_kernels,
+        forward=(Pointwise(bytes=scores * (forward + bias), flops=scores * 5, kernels=steps, kernel="softmax"),),
+        input_grad=(Pointwise(bytes=scores * (backward + bias), flops=scores * 5, kernels=steps_back,
                               kernel="softmax_grad"),),
         weights=_tables(spec, shard, name),
         saves=_probabilities(spec, groups * q_len, kv_len, kernels, name),
@@ -128,17 +127,39 @@ def _unfused(
     ]
 
 
+def softmax_passes(kernels: Kernels) -> tuple[tuple[float, int], tuple[float, int]]:
+    """(bytes per score, kernels) of an unfused core's scale, mask and softmax, forward and backward [B].
+
+    One kernel reads and writes once; backward it reads its output and that one's gradient. A compiler whose kernels end
+    at each reduction reads the scores for the greatest, for the sum and for the quotients, and backward output and
+    gradient for their sum and again for the result. In tensor operations in the activations' dtype scale, mask and
+    softmax each read and write; in fp32 casts come besides.
+    """
+    size, wide = kernels.element_bytes, kernels.softmax_bytes
+    if kernels.compiled and not (kernels.fused_softmax or kernels.fuses_reductions):
+        return (3 * size + wide, 3), (2 * (size + wide) + size, 2)
+    if kernels.fused_softmax or kernels.compiled:
+        return (2 * size, 1), (3 * size, 1)
+    if not kernels.softmax_dtype:
+        return (6 * size, 3), (5 * size, 2)
+    return (8 * size + 8.0, 5), (12 * size + 12.0, 5)
+
+
 def _layout(
     spec: AttentionSpec, *, rows: Number, kv_rows: Number, kernels: Kernels, name: str
 ) -> list[Operation]:
     """Copies between [batch heads, sequence, dim] and [sequence, batch, width]: the context forward and its gradient,
-    and the gradients of Q, K and V put side by side (Megatron-LM CoreAttention: permute, contiguous, split).
+    and the gradients of Q, K and V put side by side (Megatron-LM CoreAttention: permute, contiguous, split). Software
+    that copies by head does so with Q, K and V too.
     """
-    if kernels.compiled:
+    if kernels.compiled and not kernels.copies_heads:
         return []
     size = 2 * kernels.element_bytes
     context_bytes = rows * spec.value_head_dim * size
     sides_bytes = (rows * spec.head_dim + kv_rows * (spec.head_dim + spec.value_head_dim)) * size
+    if kernels.copies_heads:
+        every = Pointwise(bytes=context_bytes + sides_bytes, kernels=4)
+        return [Operation(name=f"{name}.layout", forward=(every,), input_grad=(every,), modules=CORE)]
     return [
         Operation(
             name=f"{name}.layout",
@@ -157,7 +178,7 @@ def _probabilities(
     The context product reads the output itself unless that is wider (fp32); with dropout it reads the dropped copy.
     """
     size = kernels.element_bytes
-    wide = size if kernels.fused_softmax or kernels.compiled else 4.0
+    wide = kernels.softmax_bytes
     scores = rows * (keys + int(spec.sinks))
     # In fp32: the gradients of its output and of its input, and the one of the probabilities that they came from.
     beside = scores * (2 * wide + size) if wide > size else None

@@ -149,10 +149,16 @@ def norm(
     Saves its input (the residual stream), fp32 statistics (mean and 1/sigma, or 1/rms) and, where the next layer is
     linear, its output; unfused an fp32 (centred) copy of its input, 1/sigma and the normalised input. Unfused (an RMS
     norm written in tensor operations: cast to fp32, square, mean, scale, cast back, weight), forward runs six kernels
-    of 28 B + 4 elements and backward ten of 56 B + 6 elements.
+    of 28 B + 4 elements and backward ten of 56 B + 6 elements. A compiler whose kernels end at each reduction reads x
+    for the mean, the variance and the result, and backward dy and x for their sums and again for dx.
     """
     size, fused = kernels.element_bytes, kernels.fused_norm or kernels.compiled
     forward_bytes, backward_bytes = (2 * size, 3 * size) if fused else (28.0 + 4 * size, 56.0 + 6 * size)
+    forward_kernels, backward_kernels = (1, 1) if fused else (6, 10)
+    if kernels.compiled and not (kernels.fused_norm or kernels.fuses_reductions):
+        means = 2 if layernorm else 1
+        forward_bytes, backward_bytes = (2 + means) * size, 5 * size
+        forward_kernels, backward_kernels = 1 + means, 2
     elements = tokens * width
     kernel = ("layernorm" if layernorm else "rmsnorm") if fused else "unfused_norm"
     parameters = width * (2 if layernorm and bias else 1)
@@ -167,9 +173,9 @@ def norm(
         saves.append(Saved(name=f"{name}.output", bytes=elements * kernels.gemm_input_bytes))
     return Operation(
         name=name,
-        forward=(Pointwise(bytes=elements * forward_bytes, flops=elements * 7, kernels=1 if fused else 6,
+        forward=(Pointwise(bytes=elements * forward_bytes, flops=elements * 7, kernels=forward_kernels,
                            kernel=kernel),),
-        input_grad=(Pointwise(bytes=elements * backward_bytes, flops=elements * 11, kernels=1 if fused else 10,
+        input_grad=(Pointwise(bytes=elements * backward_bytes, flops=elements * 11, kernels=backward_kernels,
                               kernel=f"{kernel}_grad"),
                     Pointwise(bytes=elements * 3 * size, kernel="add")),
         weight_grad=(Pointwise(bytes=elements * 2 * size, kernel=f"{kernel}_weight_grad"),),

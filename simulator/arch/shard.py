@@ -45,6 +45,13 @@ class Kernels:
     expert_dispatch: str = "all-to-all"
     gates_in_activation: bool = False
     """Routed rows are weighted by their gate inside the experts' activation."""
+    experts_pointwise: str = "kernels"
+    """What runs between the products of experts (see Framework)."""
+    narrow_attention: bool = False
+    softmax_dtype: str = "fp32"
+    copies_heads: bool = False
+    separate_qkv: bool = False
+    fuses_reductions: bool = True
     logits_fraction: float = 1.0
     """Share of positions that reach the vocabulary projection (masked-LM heads that gather them first)."""
 
@@ -52,6 +59,23 @@ class Kernels:
     def element_bytes(self) -> float:
         """Bytes per activation element [B]."""
         return DTYPE_BYTES[self.activation_dtype]
+
+    @property
+    def attention_dtype(self) -> str:
+        """Dtype that the fused attention core multiplies in."""
+        narrow = self.narrow_attention and self.gemm_dtype in LOW_PRECISIONS
+        return self.gemm_dtype if narrow else self.activation_dtype
+
+    @property
+    def softmax_bytes(self) -> float:
+        """Bytes per probability that an unfused softmax writes [B]."""
+        whole = self.fused_softmax or (self.compiled and self.fuses_reductions)
+        return self.element_bytes if whole or not self.softmax_dtype else DTYPE_BYTES[self.softmax_dtype]
+
+    @property
+    def experts_in_epilogue(self) -> bool:
+        """The pointwise work of experts rides in their grouped products."""
+        return self.experts_pointwise == "epilogue" and self.gemm_dtype in LOW_PRECISIONS
 
     @property
     def gemm_input_bytes(self) -> float:
@@ -62,9 +86,12 @@ class Kernels:
 def kernels_for(model: ModelSpec, run: Run, framework: Framework, *, overlap_tp: bool, overlap_moe: bool) -> Kernels:
     """The kernels that `framework` runs for this model at this run's precision."""
     dropout = next(p for p in (run.dropout, framework.dropout, model.dropout) if p is not None)
+    attention = run.attention or framework.attention
     activation = run.precision if run.precision in ("fp32", "tf32", "fp16", "bf16") else "bf16"
+    if framework.fused_attention_16_bit and not run.attention and DTYPE_BYTES[activation] > 2:
+        attention = "unfused"
     return Kernels(
-        fused_attention=(run.attention or framework.attention) == "fused",
+        fused_attention=attention == "fused",
         attention_kernel=framework.attention_kernel,
         fused_softmax=framework.fused_softmax,
         fused_bias_activation=framework.fused_bias_activation,
@@ -83,6 +110,12 @@ def kernels_for(model: ModelSpec, run: Run, framework: Framework, *, overlap_tp:
         overlap_moe=overlap_moe,
         expert_dispatch=framework.expert_dispatch,
         gates_in_activation=framework.gates_in_activation,
+        experts_pointwise=framework.experts_pointwise,
+        narrow_attention=framework.narrow_attention,
+        softmax_dtype=framework.softmax_dtype,
+        copies_heads=framework.copies_heads,
+        separate_qkv=framework.separate_qkv,
+        fuses_reductions=framework.fuses_reductions,
         logits_fraction=framework.logits_fraction,
     )
 

@@ -52,7 +52,11 @@ class FrameworkFile(BaseModel):
     title: str
     attention: Literal["fused", "unfused"]
     attention_kernel: Literal["library", "flash2", "flash1"] = "library"
+    fused_attention_16_bit: bool = False
     fused_softmax: bool
+    softmax_dtype: Literal["fp32", ""] = "fp32"
+    copies_heads: bool = False
+    separate_qkv: bool = False
     fused_bias_activation: bool
     fused_bias_dropout: bool
     fused_norm: bool
@@ -92,6 +96,7 @@ class FrameworkFile(BaseModel):
     cuda_graphs: bool
     graphs_experts: bool = False
     compiled: bool
+    fuses_reductions: bool = True
     context_bytes: Annotated[float, Field(ge=0)]
     fragmentation_fraction: Annotated[float, Field(ge=0, lt=1)]
     systems: list[str] = []

@@ -21,8 +21,18 @@ class Framework:
     attention_kernel: str = "library"
     """Fused attention kernel: "library" (the device's best, which the kernel measurements timed), "flash2" or
     "flash1" (FlashAttention 2 and 1, slower on newer devices)."""
+    fused_attention_16_bit: bool = False
+    """The fused core multiplies 16-bit operands only: runs in fp32 and TF32 take the unfused one."""
     fused_softmax: bool = True
     """Unfused attention: scale, mask and softmax in one kernel."""
+    softmax_dtype: str = "fp32"
+    """Dtype of an unfused core's softmax where it is not one kernel: "fp32" (autocast and mixed precision widen it and
+    cast back) or empty, the activations'."""
+    copies_heads: bool = False
+    """An unfused core's products read copies of Q, K and V by head, and its output is copied back: a batch of strided
+    products has one stride between its matrices, [batch, sequence, heads, width] has two."""
+    separate_qkv: bool = False
+    """Q, K and V are three products in place of one."""
     fused_bias_activation: bool = True
     fused_bias_dropout: bool = True
     """Bias, dropout and residual add in one kernel."""
@@ -91,6 +101,9 @@ class Framework:
     """The graph holds dropless experts too: their buffers have a size that is fixed ahead."""
     compiled: bool = False
     """A fusing compiler (XLA, torch.compile) merges neighbouring pointwise kernels."""
+    fuses_reductions: bool = True
+    """The compiler keeps what follows the reduction of a row (softmax, norm) in its kernel; otherwise each reduction
+    ends a kernel, and the next reads the row again."""
     context_bytes: float = 1.0e9
     """Device memory of the context, NCCL and libraries outside the framework's allocator."""
     fragmentation_fraction: float = 0.0

@@ -188,6 +188,49 @@ def test_an_unfused_softmax_keeps_fp32_scores_and_their_narrow_copy() -> None:
     assert compiled == parts(spec(), fused_attention=False)["softmax"]
 
 
+def test_a_softmax_whose_kernels_end_at_reductions_reads_the_scores_three_times() -> None:
+    """Greatest, sum, quotient: 3 x 2 B read, 4 B written; backward (2 + 4) B for the sum and again, 2 B written."""
+    by_row = {"fused_attention": False, "fused_softmax": False, "compiled": True, "fuses_reductions": False}
+    found = parts(spec(), **by_row)["softmax"]
+    assert found.forward[0] == Pointwise(bytes=SCORES * 10.0, flops=SCORES * 5, kernels=3, kernel="softmax")
+    assert found.input_grad[0] == Pointwise(bytes=SCORES * 14.0, flops=SCORES * 5, kernels=2, kernel="softmax_grad")
+    assert [saved.bytes for saved in found.saves] == [SCORES * 4.0, SCORES * 2.0]
+    assert parts(spec(), **by_row, activation_dtype="fp32")["softmax"].forward[0].bytes == SCORES * 16.0
+    own = parts(spec(), **{**by_row, "fused_softmax": True})["softmax"]
+    assert own == parts(spec(), fused_attention=False)["softmax"]
+
+
+def test_a_softmax_in_the_activations_dtype_is_three_kernels_without_casts() -> None:
+    """Scale, mask and softmax read and write 2 B each; backward 3 x 2 B of the softmax and 2 x 2 B of the scale."""
+    found = parts(spec(), fused_attention=False, fused_softmax=False, softmax_dtype="")["softmax"]
+    assert found.forward[0] == Pointwise(bytes=SCORES * 12.0, flops=SCORES * 5, kernels=3, kernel="softmax")
+    assert found.input_grad[0] == Pointwise(bytes=SCORES * 10.0, flops=SCORES * 5, kernels=2, kernel="softmax_grad")
+    assert found.saves == (Saved(name="a.softmax.output", bytes=SCORES * 2.0),)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_copies_by_head_of_query_key_value_and_output_both_ways(compiled: bool) -> None:
+    """420 tokens of 60 + 20 + 28 columns in and 84 out, read and written in 2 B; a compiler must write them too."""
+    found = parts(spec(), fused_attention=False, copies_heads=True, compiled=compiled)["layout"]
+    every = (Pointwise(bytes=T * (60 + 20 + 28 + 84) * 4.0, kernels=4),)
+    assert found == Operation(name="a.layout", forward=every, input_grad=every, modules=CORE)
+    assert ("layout" in parts(spec(), fused_attention=False, compiled=compiled)) is not compiled
+
+
+@pytest.mark.parametrize(("compiled", "moved", "steps"), [(False, 12.0, 2), (True, 4.0, 1)])
+def test_query_key_and_value_as_three_products(compiled: bool, moved: float, steps: int) -> None:
+    """The same weights and saved tensors; three input gradients are summed by two kernels, or read by one."""
+    found = parts(spec(qkv_bias=True), separate_qkv=True, compiled=compiled, sizes={"tp": 2})
+    assert list(found)[:5] == ["enter", "q", "k", "v", "qkv_sum"]
+    whole = parts(spec(qkv_bias=True), compiled=compiled, sizes={"tp": 2})["qkv"]
+    products = [found[name] for name in ("q", "k", "v")]
+    assert [p.forward for p in products] == [(Gemm(m=T, n=n, k=5),) for n in (30, 10, 14)]
+    assert tuple(p.saves[0] for p in products) == whole.saves
+    assert [sum(p.weights[i].elements for p in products) for i in (0, 1)] == [w.elements for w in whole.weights]
+    assert found["qkv_sum"].input_grad == (Pointwise(bytes=T * 5 * moved, kernels=steps),)
+    assert found["qkv_sum"].forward == ()
+
+
 def test_dropout_of_probabilities_keeps_a_mask_and_the_dropped_copy() -> None:
     """Korthikanti 2022 sec. 4.1: 2 + 1 + 2 bytes per score."""
     found = parts(spec(), fused_attention=False, dropout=True)

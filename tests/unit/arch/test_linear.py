@@ -167,6 +167,19 @@ def test_an_unfused_norm_keeps_an_fp32_copy_and_what_it_normalised() -> None:
     )
 
 
+@pytest.mark.parametrize(("layernorm", "reads"), [(True, 3), (False, 2)])
+def test_a_norm_whose_kernels_end_at_reductions_reads_a_row_for_each(layernorm: bool, reads: int) -> None:
+    """LayerNorm: x for the mean, the variance and y; an RMS norm has no mean. Backward dy and x twice, dx once."""
+    by_row = kernels(fused_norm=False, compiled=True, fuses_reductions=False)
+    found = linear.norm("n", tokens=7, width=11, kernels=by_row, layernorm=layernorm, bias=False)
+    kind = "layernorm" if layernorm else "rmsnorm"
+    assert found.forward == (Pointwise(bytes=77 * (reads + 1) * 2.0, flops=77 * 7, kernels=reads, kernel=kind),)
+    assert found.input_grad[0] == Pointwise(bytes=77 * 10.0, flops=77 * 11, kernels=2, kernel=f"{kind}_grad")
+    own = kernels(compiled=True, fuses_reductions=False)
+    fused = linear.norm("n", tokens=7, width=11, kernels=kernels(), layernorm=layernorm, bias=False)
+    assert linear.norm("n", tokens=7, width=11, kernels=own, layernorm=layernorm, bias=False) == fused
+
+
 @pytest.mark.parametrize(
     ("changes", "input_saved", "output_saved", "names"),
     [

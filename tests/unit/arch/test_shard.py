@@ -16,9 +16,11 @@ from simulator.spec.run import Run
 COPIED = (
     "attention_kernel", "fused_softmax", "fused_bias_activation", "fused_bias_dropout", "fused_norm", "fused_rope",
     "fused_cross_entropy", "parallel_cross_entropy", "compiled", "logits_dtype", "overlap_tp_grad", "expert_dispatch",
-    "logits_fraction", "gates_in_activation",
+    "logits_fraction", "gates_in_activation", "experts_pointwise", "narrow_attention",
+    "softmax_dtype", "copies_heads", "separate_qkv", "fuses_reductions",
 )  # fmt: skip
-OTHER = {"attention_kernel": "fa9", "logits_dtype": "fp64", "expert_dispatch": "einsum", "logits_fraction": 0.15}
+OTHER = {"attention_kernel": "fa9", "logits_dtype": "fp64", "expert_dispatch": "einsum", "logits_fraction": 0.15,
+         "experts_pointwise": "epilogue", "softmax_dtype": ""}
 
 
 @pytest.mark.parametrize("name", COPIED)
@@ -50,6 +52,11 @@ def test_activations_are_16_bits_where_products_are_narrower(
                         overlap_moe=False)  # fmt: skip
     assert (found.activation_dtype, found.gemm_dtype) == (activations, precision)
     assert (found.element_bytes, found.gemm_input_bytes) == (bytes_each, saved)
+    narrow = saved < bytes_each
+    assert found.attention_dtype == activations
+    assert replace(found, narrow_attention=True).attention_dtype == (precision if narrow else activations)
+    assert replace(found, experts_pointwise="epilogue").experts_in_epilogue is narrow
+    assert not replace(found, experts_pointwise="tensor-ops").experts_in_epilogue
 
 
 @pytest.mark.parametrize(
@@ -107,3 +114,12 @@ def test_every_field_of_kernels_has_a_test() -> None:
 
     tested = {*COPIED, "fused_attention", "dropout", "activation_dtype", "gemm_dtype", "overlap_tp", "overlap_moe"}
     assert {entry.name for entry in fields(Kernels)} == tested
+
+
+@pytest.mark.parametrize(("precision", "asked", "fused"), [("fp16", "", True), ("bf16", "", True), ("tf32", "", False),
+                         ("fp32", "", False), ("tf32", "fused", True)])  # fmt: skip
+def test_a_fused_core_of_16_bits_leaves_wider_runs_the_unfused_one(precision: Any, asked: Any, fused: bool) -> None:
+    framework = replace(catalog.load_framework("megatron-core"), attention="fused", fused_attention_16_bit=True)
+    run = Run(global_batch=1, precision=precision, attention=asked)
+    found = kernels_for(catalog.load_model("gpt2-124m"), run, framework, overlap_tp=False, overlap_moe=False)
+    assert found.fused_attention is fused
