@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from simulator.parallel.timing import SegmentTime, segment_times
 from simulator.plan.bounds import PAIRED
 from simulator.plan.dealing import held_stages, mapping_of
 from simulator.plan.partition import Partition, best_split, between
-from simulator.schedule.bounds import lower_bound_s
+from simulator.schedule.bounds import FUSED, lower_bound_s
 from simulator.schedule.closed import peak_in_flight
 from simulator.schedule.durations import send_s, sends_block
 from simulator.spec.strategy import Strategy
@@ -35,13 +35,14 @@ Floats = npt.NDArray[np.float64]
 
 
 def balanced_layers(question: Question, strategy: Strategy) -> tuple[int, ...]:
-    """Layers of each stage under the balanced split; empty where that is the even one.
+    """Layers of each stage under the balanced split of a strategy whose stages recompute as many layers; empty where
+    that is the even one.
 
     Seconds of a layer are those of its forward, backward and recomputation. A rank's memory is shared equally by its
     stages: each must hold its states, what its micro-batches in flight keep and the working memory of a layer. Raises
     Infeasible when no split fits.
     """
-    split = Balance(question, strategy, layer_costs(question, strategy)).split(strategy.recompute_layers)
+    split = Balance(question, strategy, layer_costs(question, strategy)).split(cast("int", strategy.recompute_layers))
     given = split.layers_per_stage
     return () if given == layers_of_stages(sum(given), strategy.stages) else given
 
@@ -84,13 +85,23 @@ class LayerCosts:
         """The sum of each layer's values."""
         return [sum(values[name] for name in layer) for layer in self.layers]
 
+    @cached_property
+    def again_until_s(self) -> Floats:
+        """Recomputation of all layers before each, and of all: [layer]."""
+        return np.concatenate([[0.0], np.cumsum(self.each(self.again_s))])
+
+    @cached_property
+    def spared_until_bytes(self) -> Floats:
+        """What that does not keep."""
+        return np.concatenate([[0.0], np.cumsum(self.each(self.spared_bytes))])
+
     def first_s(self, most: int) -> Floats:
         """Recomputation of the first layers, `most` at most, of begin to end - 1: [end, begin]."""
-        return first_of(self.each(self.again_s), most)
+        return first_of(self.again_until_s, most)
 
     def first_bytes(self, most: int) -> Floats:
         """What that does not keep."""
-        return first_of(self.each(self.spared_bytes), most)
+        return first_of(self.spared_until_bytes, most)
 
 
 def layer_costs(question: Question, strategy: Strategy) -> LayerCosts:
@@ -151,6 +162,7 @@ class Balance:
         self.full = policy_of(strategy).full
         self.micro_batches = question.run.global_batch // (strategy.dp * strategy.micro_batch)
         self.state = {name: self._state_bytes(held) for name, held in costs.parameters.items()}
+        self.layer_states = between(costs.each(self.state))
         self.in_flight = self._in_flight()
         self.room_bytes = self._room_bytes()
 
@@ -161,13 +173,11 @@ class Balance:
         """
         costs, stages = self.costs, self.strategy.stages
         most = self._most(recomputed)
-        ends_s = np.zeros(stages)
-        for stage, names in ((0, costs.opening), (-1, costs.closing)):
-            ends_s[stage] += sum(costs.forward_s[name] + costs.backward_s[name] for name in names)
+        ends_s = self._ends_s()
         seconds = sum(costs.work_s) + costs.first_s(most)
         unit = 2.0**-30 * (float(seconds[-1, 0]) + float(ends_s.sum()))
         seconds, ends_s = np.round(seconds / unit), np.round(ends_s / unit)
-        kept, states = costs.kept_bytes - costs.first_bytes(most), between(costs.each(self.state))
+        kept, states = costs.kept_bytes - costs.first_bytes(most), self.layer_states
         room = [(self.room_bytes - self._end_bytes(stage)) * (1.0 + 1e-9) for stage in range(stages)]
         found = best_split(
             lambda stage: seconds + ends_s[stage],
@@ -176,15 +186,65 @@ class Balance:
         )  # fmt: skip
         return replace(found, slowest_s=found.slowest_s * unit)
 
-    def floor_s(self, layers_per_stage: Sequence[int], recomputed: int) -> float:
-        """Seconds that no run of such a split can beat: its stages' work and sends [s]."""
+    def fitted_split(self) -> Partition:
+        """As `split`, where each stage recomputes the fewest of its layers with which it fits."""
+        costs, stages = self.costs, self.strategy.stages
+        again, spared = costs.again_until_s, costs.spared_until_bytes
+        states, begin = self.layer_states, np.arange(len(costs.layers) + 1)
+        ends: list[npt.NDArray[np.int64]] = []
+        for stage in range(stages):
+            room = (self.room_bytes - self._end_bytes(stage)) * (1.0 + 1e-9)
+            over = (states - room) / self.in_flight[stage] + costs.kept_bytes
+            wanted = np.searchsorted(spared, spared[begin] + over - 1e-6)
+            ends.append(np.maximum(wanted, begin))
+        seconds, ends_s = costs.work_s[0] + costs.work_s[1], self._ends_s()
+        unit = 2.0**-30 * (float(seconds[-1, 0]) + float(ends_s.sum()))
+
+        def taken_s(stage: int) -> Floats:
+            run: Floats = again[np.minimum(ends[stage], len(begin) - 1)] - again[begin]
+            return np.asarray(np.round((seconds + run) / unit) + np.round(ends_s[stage] / unit))
+
+        found = best_split(taken_s, lambda stage: ends[stage] <= begin[:, None], layers=len(costs.layers),
+                           stages=stages)  # fmt: skip
+        return replace(found, slowest_s=found.slowest_s * unit)
+
+    def least_recomputed(self, layers_per_stage: Sequence[int]) -> tuple[int, ...]:
+        """Layers that the stages of a split must recompute at least: their states and activations alone must fit."""
+        if self.strategy.schedule not in FUSED or len(self.in_flight) != self.strategy.pp:
+            return (0,) * len(layers_per_stage)
+        software, spared = self.question.framework, self.costs.spared_until_bytes
+        room = (self.question.cluster.device.memory_bytes - software.context_bytes) * (1.0 + 1e-9)
+        room *= 1.0 - software.fragmentation_fraction
+        ends = np.cumsum(layers_per_stage)
+        found = []
+        for stage, (end, held) in enumerate(zip(ends.tolist(), layers_per_stage, strict=True)):
+            begin = end - held
+            kept = self.costs.kept_bytes[end, begin]
+            over = (self.layer_states[end, begin] + self._end_bytes(stage) - room) / self.in_flight[stage] + kept
+            must = int(np.searchsorted(spared, spared[begin] + over - 1e-6)) - begin
+            found.append(min(max(must, 0), held))
+        return tuple(found)
+
+    def _ends_s(self) -> Floats:
+        """Seconds of the embedding and the head by stage [s]."""
+        found = np.zeros(self.strategy.stages)
+        for stage, names in ((0, self.costs.opening), (-1, self.costs.closing)):
+            found[stage] += sum(self.costs.forward_s[name] + self.costs.backward_s[name] for name in names)
+        return found
+
+    def floor_s(self, layers_per_stage: Sequence[int], recomputed: int | tuple[int, ...]) -> float:
+        """Seconds that no run of such a split can beat: its stages' work and sends [s]. `recomputed` layers of each
+        stage are run again, or so many stage by stage.
+        """
         strategy, costs, setting = self.strategy, self.costs, self.setting
         if strategy.schedule in PAIRED:
             return 0.0
         ends = np.cumsum(layers_per_stage)
         begins = ends - np.asarray(layers_per_stage)
         forward, backward = (table[ends, begins] for table in costs.work_s)
-        backward = backward + costs.first_s(self._most(recomputed))[ends, begins]
+        numbers = recomputed if isinstance(recomputed, tuple) else self._most(recomputed)
+        until = costs.again_until_s
+        backward = backward + until[np.minimum(begins + numbers, ends)] - until[begins]
         for stage, names in ((0, costs.opening), (-1, costs.closing)):
             forward[stage] += sum(costs.forward_s[name] for name in names)
             backward[stage] += sum(costs.backward_s[name] for name in names)
@@ -254,9 +314,8 @@ def _layers(units: list[tuple[Segment, bool]]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(held) for held in result)
 
 
-def first_of(values: Sequence[float], most: int) -> Floats:
-    """As `between`, of the first `most` of the layers only."""
-    until = np.concatenate([[0.0], np.cumsum(values)])
+def first_of(until: Floats, most: int) -> Floats:
+    """As `between`, of the first `most` of the layers only, from the sums of the layers before each."""
     begin = np.arange(len(until))
     end = np.minimum(begin[:, None], begin[None, :] + most)
     sums: Floats = until[end] - until[None, :]

@@ -130,12 +130,13 @@ class Block:
             self._states[zero] = self._state_bytes(zero)
         in_flight = np.broadcast_to(np.asarray(self._in_flight(schedule), np.float64), self.ranks[:, 0].shape)
         if schedule in _SOMEWHERE:
-            return np.zeros(in_flight.shape)
+            return np.zeros_like(in_flight)
         room = (limit_bytes - self.framework.context_bytes) * (1.0 - self.framework.fragmentation_fraction)
         over = np.maximum(self._states[zero][0] + self._in_tasks("none", schedule, None) - room, 0.0)
-        group = np.where(self.columns["vp"] > 1, 2 * self.columns["pp"], in_flight.max())
-        # Depth first, a stage starts its next group of pp micro-batches while it holds at most one other group.
-        times = np.minimum(in_flight, group) if schedule == "interleaved" and not self._grouped else in_flight
+        times = in_flight
+        if schedule == "interleaved" and not self.chosen.get("group_size"):
+            # Depth first, a stage begins a group of pp micro-batches when it holds at most one other.
+            times = np.minimum(in_flight, 2 * self.columns["pp"])
         shortest, spared, rate = (np.full(in_flight.shape, bad) for bad in (np.inf, 0.0, np.inf))
         for name, part in self.parts.items():
             if not self.segments[name].recomputable:
@@ -153,11 +154,6 @@ class Block:
         floor = np.maximum(layers * shortest, needed * rate)
         return np.where(over > 0.0, floor, 0.0)
 
-    @property
-    def _grouped(self) -> bool:
-        """Whether the micro-batches of a group are given."""
-        return bool(self.chosen.get("group_size", 0))
-
     def fitted_s(self, zero: int, schedule: str, limit_bytes: float) -> Floats:
         """As `coarse_s` where each stage recomputes the fewest layers with which it fits [s]."""
         paired = schedule in PAIRED
@@ -172,7 +168,7 @@ class Block:
             lead = np.minimum(self._in_flight(schedule), self.micro_batches)
             way = (ahead + back + forward + backward).max(axis=0)
             found = np.maximum(found, way + again + (times - 1) * work - (lead - 1) * (backward + again))
-        return np.maximum(found.max(axis=0), self.coarse_s("none", zero, schedule))
+        return np.asarray(np.maximum(found.max(axis=0), self.coarse_s("none", zero, schedule)))
 
     def _state_bytes(self, zero: int) -> tuple[Floats, Floats]:
         """What stands there all the time, and what the optimizer step needs, by kind of rank [B]."""

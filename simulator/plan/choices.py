@@ -12,7 +12,7 @@ import numpy as np
 
 from simulator.numbers import divisors
 from simulator.parallel.legal import expert_specs
-from simulator.plan.limits import SPLITS, Limits
+from simulator.plan.limits import SPLITS, STAGES, Limits
 from simulator.plan.menus import Menu
 from simulator.plan.table import Ints, Mask, Table
 from simulator.spec.hardware import Cluster
@@ -36,6 +36,8 @@ class Choices:
     context_kind: tuple[str, ...]
     order: tuple[tuple[str, ...], ...]
     partial: bool
+    fitted: bool
+    """Full recomputation of the fewest layers of each stage that fit."""
     split: tuple[str, ...]
 
 
@@ -45,6 +47,9 @@ def choices_of(
     mixtures = expert_specs(model)
     counts = divisors(reduce(lcm, (spec.count for spec in mixtures))) if mixtures else (1,)
     carried_layers = "recompute_layers" in limits.fix
+    some = menu.partial_recompute or "full" in limits.allow.get("recompute", ())
+    stages = limits.choices("recompute_stages", STAGES if some else STAGES[:1])
+    recompute = ("full",) if limits.fix.get("recompute_layers") else limits.choices("recompute", _recompute(limits))
     widths = [size for size in divisors(cluster.devices) if all(spec.hidden % size == 0 for spec in mixtures)]
     return Choices(
         micro_batch=limits.choices("micro_batch", divisors(run.global_batch)),
@@ -53,11 +58,12 @@ def choices_of(
         vp={pp: limits.choices("vp", virtual_stages(model.layers, pp)) for pp in pipelines},
         schedule=limits.choices("schedule", menu.schedules),
         zero=limits.choices("zero", sorted({*menu.zero, *menu.zero_flat})),
-        recompute=("full",) if limits.fix.get("recompute_layers") else limits.choices("recompute", _recompute(limits)),
+        recompute=recompute,
         sequence_parallel=limits.choices("sequence_parallel", (True, False)),
         context_kind=limits.choices("context_kind", CONTEXT_KINDS),
         order=limits.choices("order", menu.orders),
-        partial=(menu.partial_recompute or "full" in limits.allow.get("recompute", ())) and not carried_layers,
+        partial=some and "alike" in stages and not carried_layers,
+        fitted="fitted" in stages and {"none", "full"} <= set(recompute) and not carried_layers,
         split=limits.choices("split", SPLITS if menu.uneven_splits else SPLITS[:1]),
     )
 
@@ -93,7 +99,7 @@ def virtual_choices(pp: Ints, layers: int, choices: Choices) -> Ints:
 
 def stage_choices_of(pp: Ints, vp: Ints, layers: int, choices: Choices) -> Ints:
     """How many combinations of recomputation and layer split each row stands for."""
-    recompute = len(choices.recompute) + partial_layers(pp, vp, layers, choices)
+    recompute = len(choices.recompute) + partial_layers(pp, vp, layers, choices) + fittable(pp, choices)
     return recompute * np.where(splittable(pp, vp, layers), len(choices.split), 1)
 
 
@@ -102,6 +108,11 @@ def partial_layers(pp: Ints, vp: Ints, layers: int, choices: Choices) -> Ints:
     if not (choices.partial and "full" in choices.recompute):
         return np.zeros(len(pp), np.int64)
     return cast("Ints", -(-layers // (pp * vp)) - 1)
+
+
+def fittable(pp: Ints, choices: Choices) -> Mask:
+    """Where stages may recompute different numbers of layers."""
+    return np.asarray((pp > 1) & choices.fitted)
 
 
 def splittable(pp: Ints, vp: Ints, layers: int) -> Mask:

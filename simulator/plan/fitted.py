@@ -9,6 +9,7 @@ stages (DualPipe, Chimera) share one number.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
@@ -17,11 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.breakdown import rank_parts, standing_bytes
+from simulator.errors import Infeasible
 from simulator.lowered import order_of, rank_stages
-from simulator.parallel.lower import Program, lower
+from simulator.parallel.lower import Program, layers_of_stages, lower
 from simulator.parallel.memory import StageMemory, segment_memories, stage_memory
 from simulator.parallel.setting import Setting, groups_of
 from simulator.parallel.stage_cost import held_kind
+from simulator.plan.balance import Balance
+from simulator.plan.dealing import mapping_of
 from simulator.schedule.memory import Footprint, memory_peaks
 from simulator.schedule.order import Order
 from simulator.spec.strategy import Strategy
@@ -42,7 +46,36 @@ def fitted(question: Question, strategy: Strategy) -> Strategy | None:
     setting = Setting(run=question.run, strategy=whole, framework=question.framework, cluster=question.cluster,
                       groups=groups_of(question.cluster, whole))  # fmt: skip
     layers = _Fitting(program, setting).fewest(question.cluster.device.memory_bytes)
-    return None if layers is None else stated(whole, layers, [int(stage.layers) for stage in program.stages])
+    return None if layers is None else stated(whole, layers.tolist(), [int(stage.layers) for stage in program.stages])
+
+
+def fitted_on_its_split(balance: Balance, ceiling_s: float = math.inf) -> tuple[Strategy | None, float]:
+    """The balanced split of a strategy with the fewest layers of each stage recomputed, those of that split, and a
+    floor of its seconds; all of them where the floor is no better than a ceiling [s]. None where nothing fits and where
+    the split is the even one.
+    """
+    strategy = balance.strategy
+    try:
+        split = balance.fitted_split().layers_per_stage
+    except Infeasible:
+        return None, 0.0
+    if split == layers_of_stages(sum(split), strategy.stages):
+        return None, 0.0
+    whole = replace(strategy, layers_per_stage=split)
+    floor_s = balance.floor_s(split, balance.least_recomputed(split))
+    if floor_s >= ceiling_s:
+        return whole, floor_s
+    found = fitted(balance.question, whole)
+    if found is None or found.recompute == "none":
+        return found, floor_s
+    return found, balance.floor_s(split, found.recompute_layers)
+
+
+def one_stage_each(strategy: Strategy) -> bool:
+    """Whether every rank has one stage and no other has it: one number for all stages is then no faster than the fewest
+    of each that fit.
+    """
+    return strategy.vp == 1 and mapping_of(strategy.schedule) == "looped"
 
 
 def stated(strategy: Strategy, layers: Sequence[int], held: Sequence[int]) -> Strategy:
@@ -54,7 +87,7 @@ def stated(strategy: Strategy, layers: Sequence[int], held: Sequence[int]) -> St
         return replace(strategy, recompute_layers=0)
     if all(some == min(most, whole) for some, whole in zip(layers, held, strict=True)):
         return replace(strategy, recompute_layers=most)
-    return replace(strategy, recompute_layers=tuple(int(some) for some in layers))
+    return replace(strategy, recompute_layers=tuple(layers))
 
 
 class _Fitting:

@@ -15,6 +15,9 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+FITTED = -2
+"""In place of a number of layers: each stage recomputes the fewest with which it fits (`plan/fitted.py`)."""
+
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class Ladder:

@@ -13,12 +13,17 @@ DEGREES = ("tp", "pp", "dp", "cp", "ep", "etp", "vp", "micro_batch")
 OPTIONS = ("schedule", "zero", "recompute", "sequence_parallel", "context_kind", "order", "split")
 SPLITS = ("even", "balanced")
 """Layers over stages: the even split, or the contiguous one whose slowest stage is fastest (`plan/balance.py`)."""
+STAGES = ("alike", "fitted")
+"""Full recomputation: of as many layers of every stage, or of the fewest of each with which it fits (`plan/fitted.py`).
+A plan's `recompute_stages` says which are looked at.
+"""
 CARRIED = (
     "shard_group", "recompute_layers", "group_size", "recompute_modules", "reshard_after_forward",
     "overlap_grad_reduce", "overlap_param_gather", "overlap_tp", "overlap_moe",
 )  # fmt: skip
 """Fields that are not searched: they keep their default or the value they are fixed to."""
-_WORDS = {"schedule": SCHEDULES, "recompute": RECOMPUTE, "context_kind": CONTEXT_KINDS, "split": SPLITS}
+_WORDS = {"schedule": SCHEDULES, "recompute": RECOMPUTE, "context_kind": CONTEXT_KINDS, "split": SPLITS,
+          "recompute_stages": STAGES}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +59,7 @@ class Limits:
 def check_limits(limits: Limits) -> None:
     """Raise InputError for unknown fields and for values that no strategy can have."""
     complaints = Complaints()
-    searched = {*DEGREES, *OPTIONS}
+    searched = {*DEGREES, *OPTIONS, "recompute_stages"}
     known = searched | {entry.name for entry in fields(Strategy)} - {"layers_per_stage"}
     for kind in ("fix", "allow", "within", "forbid"):
         for name in getattr(limits, kind):
@@ -84,6 +89,7 @@ def _check_value(complaints: Complaints, where: str, name: str, value: Any) -> N
                            message=f"{name}({value}) must be a whole number of at least 1.")  # fmt: skip
     elif name == "recompute_layers":
         complaints.require(isinstance(value, int) and value >= 0, where=where,
-                           message=f"recompute_layers({value}) must be a whole number; 0 is all.")  # fmt: skip
+                           message=f"recompute_layers({value}) must be a whole number; 0 is all. Numbers of each "
+                                   "stage are chosen to fit.")  # fmt: skip
     elif name == "zero":
         complaints.require(value in (0, 1, 2, 3), f"zero({value}) must be 0, 1, 2 or 3.", where=where)

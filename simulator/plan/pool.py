@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.plan.balance import LayerCosts
+from simulator.plan.ladder import FITTED
 from simulator.plan.score import Layout, Scores
 from simulator.spec.strategy import Strategy
 
@@ -22,7 +23,7 @@ Name = tuple[int, int]
 
 class Pool:
     """Groups of equal options (a layout and what was chosen), and for each strategy its group, its row in the layout,
-    the layers it recomputes (-1: as chosen), its bound [s] and its memory [B].
+    the layers it recomputes (-1: as chosen, FITTED: the fewest of each stage), its bound [s] and its memory [B].
     """
 
     def __init__(self) -> None:
@@ -106,9 +107,13 @@ class Pool:
         return int(space.partial[base]), int(space.largest_stage(np.array(base)))
 
     def strategy(self, name: Name, layers: int) -> Strategy:
-        """One strategy, with so many layers of each stage recomputed (-1: as chosen), on its even split."""
+        """One strategy, with so many layers of each stage recomputed (-1: as chosen; FITTED: all, from which the fewest
+        are found), on its even split.
+        """
         layout, chosen = self.groups[name[0]]
-        if layers >= 0:
+        if layers == FITTED:
+            chosen = {**chosen, "recompute": "full", "recompute_layers": 0}
+        elif layers >= 0:
             whole = layers >= self.numbers(name)[1]
             named = 0 if whole else layers
             chosen = {**chosen, "recompute": "full" if layers else "none", "recompute_layers": named}

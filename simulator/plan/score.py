@@ -24,6 +24,7 @@ from simulator.plan.block import Block, compact, seconds_of
 from simulator.plan.bounds import PAIRED
 from simulator.plan.dealing import Dealing, dealing, mapping_of
 from simulator.plan.floors import PLACED, Floors, counted, fits, place_keys, state_floor_bytes, whole_s
+from simulator.plan.ladder import FITTED
 from simulator.plan.scorer import Entry, Scorer
 from simulator.plan.space import Space
 from simulator.plan.table import Columns, distinct, strategy_of
@@ -56,7 +57,9 @@ class Scores:
     positions: Ints
     """Rows of the layout."""
     layers: Ints
-    """How many layers of each stage are recomputed, where that was chosen to fit; else -1."""
+    """How many layers of each stage are recomputed, where that was chosen to fit (FITTED: each stage's own fewest);
+    else -1.
+    """
     bound_s: Floats
     memory_bytes: Floats
     scored: int
@@ -176,6 +179,7 @@ class Layout:
     def fine_s(self, chosen: Mapping[str, Any], positions: Ints, layers: Ints) -> Floats:
         """Finer bounds of some of the layout's rows (by position) under full options, sends and step end included."""
         mapping = mapping_of(chosen["schedule"])
+        layers = np.where(layers == FITTED, 0, layers)  # No recomputation takes less than that of the fewest that fit.
         found = []
         for start in range(0, len(positions), _BLOCK):
             part, again = positions[start : start + _BLOCK], layers[start : start + _BLOCK]

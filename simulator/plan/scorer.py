@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from simulator.plan.ladder import Ladder
+from simulator.plan.ladder import FITTED, Ladder
 from simulator.plan.uneven import Uneven
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class Steps:
     pick: Callable[[Fits], Ints]
     slowest: bool = False
     """The most layers come first: those with fewer, and faster, follow from there."""
+    fits: bool = False
+    """Where some layers must be recomputed, the fewest of each stage are looked at too."""
 
     @property
     def least(self) -> int:
@@ -69,7 +71,7 @@ class Steps:
         whole = self.ladder
         ladder = Ladder(none=whole.none, full=whole.full, partial=whole.partial[rows], layers=whole.layers[rows])
         if not self.slowest:
-            return Steps(ladder, self.some[rows], ladder.fewest)
+            return Steps(ladder, self.some[rows], ladder.fewest, fits=self.fits)
         most = np.maximum(ladder.partial, 1)
         return Steps(ladder, self.some[rows], lambda fits: np.where(fits(most), most, -1), slowest=True)
 
@@ -88,6 +90,10 @@ class Scorer:
         self.named, self.stepped = named, steps
         self.ladder = Ladder(none="none" in steps, full="full" in steps, partial=space.partial[self.base],
                              layers=space.largest_stage(self.base))  # fmt: skip
+        self.fitted = space.fitted[self.base]
+        single = (block.columns["vp"] == 1) & (block.mapping == "looped")
+        self.beaten = self.fitted & single & fewest
+        """Rows of which one number for all stages is no faster than the fewest of each (`plan/fitted.py`)."""
         self.splits = {split: mask[self.base] for split, mask in space.options["split"].items()}
 
     def entries(self, zero: int, schedule: str, taken: Mask) -> Iterator[Entry]:
@@ -109,12 +115,13 @@ class Scorer:
         """
         whole = self.ladder
         if self.fewest:
-            return [Steps(whole, whole.partial + 1 > 0, whole.fewest)] if whole.none or whole.full else []
+            every = Steps(whole, whole.partial + 1 > 0, whole.fewest, fits=whole.none and whole.full)
+            return [every] if whole.none or whole.full else []
         zero = np.zeros_like(whole.partial)
         some = np.ones_like(whole.partial, np.bool_)
         ends = [Ladder(none=none, full=not none, partial=zero, layers=whole.layers)
                 for none, offered in ((True, whole.none), (False, whole.full)) if offered]  # fmt: skip
-        result = [Steps(end, some, end.fewest) for end in ends]
+        result = [Steps(end, some, end.fewest, fits=end.full and whole.none) for end in ends]
         if whole.partial.any():
             between = Ladder(none=False, full=False, partial=whole.partial, layers=whole.layers)
             most = np.maximum(whole.partial, 1)
@@ -142,9 +149,16 @@ class Scorer:
         bound = _stepped(least, lambda: block.coarse_s("none", zero, schedule),
                          lambda some: block.coarse_s("full", zero, schedule, some))  # fmt: skip
         memory = memory_bytes(np.where(fits, layers, steps.least))
-        whole = Entry(chosen=chosen, rows=np.arange(len(fits)), kept=fits, layers=layers, bound_s=bound,
-                      memory_bytes=memory, refused=steps.refused(layers))  # fmt: skip
+        again = self.fitted & (layers > 0) & steps.fits
+        whole = Entry(chosen=chosen, rows=np.arange(len(fits)), kept=fits & ~(again & self.beaten), layers=layers,
+                      bound_s=bound, memory_bytes=memory, refused=steps.refused(layers))  # fmt: skip
         yield whole.among(rows[steps.some[rows]])
+        offered = rows[(self.fitted & steps.fits & (layers != 0))[rows]]
+        if offered.size:
+            fewest_s = block.fitted_s(zero, schedule, self.limit_bytes)
+            entry = Entry(chosen=chosen, rows=whole.rows, kept=fits, layers=np.full(len(fits), FITTED),
+                          bound_s=fewest_s, memory_bytes=memory, refused=(~fits).astype(np.int64))  # fmt: skip
+            yield entry.among(offered)
 
     def _balanced(self, chosen: Mapping[str, Any], rows: Ints, steps: Steps | None) -> Iterator[Entry]:
         """By floors that hold for any split; rows whose work takes too long are not asked whether they fit."""
@@ -184,8 +198,14 @@ class Scorer:
         fits = layers >= 0
         start = np.where(fits, layers, mine.least)
         bound = floor_s(floors, np.ones_like(start) if mine.slowest else start)
-        yield Entry(chosen=chosen, rows=rows, kept=fits & mine.some, layers=layers, bound_s=bound,
-                    memory_bytes=memory_bytes(start), refused=mine.refused(layers) * mine.some)  # fmt: skip
+        memory = memory_bytes(start)
+        yield Entry(chosen=chosen, rows=rows, kept=fits & mine.some, layers=layers, bound_s=bound, memory_bytes=memory,
+                    refused=mine.refused(layers) * mine.some)  # fmt: skip
+        if mine.fits and (offered := self.fitted[rows]).any():
+            entry = Entry(chosen=chosen, rows=rows, kept=fits, layers=np.full(len(rows), FITTED),
+                          bound_s=floors["full"].fitted_floor_s(self.limit_bytes), memory_bytes=memory,
+                          refused=(~fits).astype(np.int64))  # fmt: skip
+            yield entry.among(offered)
 
 
 def _stepped(layers: Ints, none: Callable[[], Floats], full: Callable[[Ints], Floats]) -> Floats:

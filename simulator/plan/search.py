@@ -13,6 +13,7 @@ import time
 from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from simulator.lowered import Costed, cost_step, run_costed
 from simulator.parallel.lower import layers_of_stages
 from simulator.plan.balance import Balance
 from simulator.plan.bounds import least_step_time_s, runs_alike
+from simulator.plan.fitted import fitted, fitted_on_its_split, one_stage_each
+from simulator.plan.ladder import FITTED
 from simulator.plan.pool import Name, Pool
 from simulator.plan.score import Question, Sieve
 from simulator.plan.space import Space
@@ -231,6 +234,9 @@ class _Search:
             return
         self.done.add(name)
         bound_s, memory_bytes = float(pool.bound_s[index]), float(pool.memory_bytes[index])
+        if layers == FITTED:
+            self._open_fitted(name, bound_s, memory_bytes)
+            return
         if pool.split(name) == "even":
             key = self.objective.key(bound_s, memory_bytes)
             self._wait(_Waiting(key, name, layers, bound_s, memory_bytes, pool.strategy(name, layers), None))
@@ -241,6 +247,24 @@ class _Search:
                 least_s = max(balanced[1], bound_s)
                 key = self.objective.key(least_s, memory_bytes)
                 self._wait(_Waiting(key, name, number, least_s, memory_bytes, balanced[0], None))
+
+    def _open_fitted(self, name: Name, bound_s: float, memory_bytes: float) -> None:
+        """As `_open`, with the fewest layers of each stage that fit. What no list says is among the other entries, but
+        for one number where those were left out as no faster.
+        """
+        strategy, lists = self.pool.strategy(name, FITTED), False
+        if self.pool.split(name) == "even":
+            found, floor_s = fitted(self.question, strategy), bound_s
+            lists = not self.timed or not one_stage_each(strategy)
+        else:
+            balance = Balance(self.question, strategy, self.pool.layer_costs(name, "full"))
+            found, floor_s = fitted_on_its_split(balance, self.ceiling_s())
+        if found is None:
+            self.unfit += 1
+        elif found.recompute == "full" and not (lists and isinstance(found.recompute_layers, int)):
+            floor_s = max(floor_s, bound_s)
+            key = self.objective.key(floor_s, memory_bytes)
+            self._wait(_Waiting(key, name, FITTED, floor_s, memory_bytes, found, None))
 
     def _numbers(self, name: Name, layers: int) -> list[int]:
         """The layers to recompute of an entry with a balanced split: which split that is depends on them, and with it
@@ -263,13 +287,13 @@ class _Search:
         strategy = self.pool.strategy(name, layers)
         balance = Balance(self.question, strategy, self.pool.layer_costs(name, strategy.recompute))
         try:
-            split = balance.split(strategy.recompute_layers).layers_per_stage
+            split = balance.split(named := cast("int", strategy.recompute_layers)).layers_per_stage
         except Infeasible:
             self.unfit += 1
             return None
         if split == layers_of_stages(self.space.layers, strategy.stages):
             return None
-        return replace(strategy, layers_per_stage=split), balance.floor_s(split, strategy.recompute_layers)
+        return replace(strategy, layers_per_stage=split), balance.floor_s(split, named)
 
     def _wait(self, waiting: _Waiting) -> None:
         if waiting.bound_s < self.ceiling_s():
@@ -321,6 +345,8 @@ class _Search:
 
     def _insert(self, new: Found) -> None:
         """Keep an answer among the best; one that differs in nothing but its placement joins the one there is."""
+        if any(known.strategy == new.strategy for known in self.found):
+            return
         for place, known in enumerate(self.found):
             if _alike(known, new):
                 first, other = sorted((known, new))

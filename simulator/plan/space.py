@@ -17,6 +17,7 @@ from simulator.errors import InputError
 from simulator.numbers import divisors
 from simulator.plan.choices import (
     choices_of,
+    fittable,
     multiplicities,
     partial_layers,
     stage_choices_of,
@@ -53,6 +54,8 @@ class Space:
     options: Mapping[str, Mapping[Any, Mask]]
     partial: Ints
     """For each base the numbers of layers that full recomputation may stop at: 1 up to this many."""
+    fitted: Mask
+    """For each base whether stages may recompute the fewest layers of each that fit."""
     layers: int
     carried: Mapping[str, Any]
     considered: int
@@ -75,7 +78,7 @@ class Space:
         """How many strategies each base stands for, under one fold."""
         count = np.ones(self.bases, np.int64)
         for name, allowed in self.options.items():
-            count *= np.sum(list(allowed.values()), axis=0) + (self.partial if name == "recompute" else 0)
+            count *= np.sum(list(allowed.values()), axis=0) + (self.partial + self.fitted if name == "recompute" else 0)
         return count
 
     def largest_stage(self, base: Ints) -> Ints:
@@ -104,17 +107,20 @@ class Space:
             fields["recompute_layers"] = 0
         return Strategy(**fields)
 
-    def strategies(self) -> Iterator[tuple[Strategy, str]]:
-        """Every legal strategy, one by one, with its split. Layers per stage are left to who works the balanced one
-        out (`plan/balance.py`).
+    def strategies(self) -> Iterator[tuple[Strategy, str, str]]:
+        """Every legal strategy, one by one, with its split and whether its stages recompute as many layers ("alike") or
+        the fewest that fit ("fitted"). Numbers of each stage are left to who works them out (`plan/balance.py`,
+        `plan/fitted.py`).
         """
         rows = self.rows()
         for chosen, mask in self.combinations(OPTIONS):
             for row in rows[mask[rows % self.bases]].tolist():
-                yield self.strategy(row, chosen), chosen["split"]
+                yield self.strategy(row, chosen), chosen["split"], "alike"
                 if chosen["recompute"] == "full":
                     for layers in range(1, int(self.partial[row % self.bases]) + 1):
-                        yield self.strategy(row, {**chosen, "recompute_layers": layers}), chosen["split"]
+                        yield self.strategy(row, {**chosen, "recompute_layers": layers}), chosen["split"], "alike"
+                    if self.fitted[row % self.bases]:
+                        yield self.strategy(row, chosen), chosen["split"], "fitted"
 
     def combinations(self, names: Sequence[str]) -> Iterator[tuple[dict[str, Any], Mask]]:
         """Every combination of values of some options, with the bases that may take it."""
@@ -163,7 +169,8 @@ def build_space(model: ModelSpec, cluster: Cluster, run: Run, framework: Framewo
     partial = partial_layers(table["pp"], table["vp"], model.layers, choices)
     masks = option_masks(table, options, weight * foldings(table, legal_pairs))
     return Space(
-        base=table.columns, folds=legal_pairs, options=masks, partial=partial, layers=model.layers,
+        base=table.columns, folds=legal_pairs, options=masks, partial=partial,
+        fitted=fittable(table["pp"], choices), layers=model.layers,
         carried=limits.carried(), considered=considered,
         legal=considered - sum(table.rejected.values()), rejected=dict(table.rejected),
     )  # fmt: skip

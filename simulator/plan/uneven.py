@@ -137,10 +137,36 @@ class Uneven:
             found.append(pass_s + (self.micro_batches - 1) * work - (lead - 1) * back)
         return np.asarray(np.minimum(*found))
 
+    def fitted_floor_s(self, limit_bytes: float) -> Floats:
+        """Seconds that no split can beat where each stage recomputes the fewest layers with which it fits [s].
+
+        Rank r holds M / (s + f_r a) layers without recomputing any; each layer more takes (s + f_r a) / (f_r c) that
+        are, c being what one spares: least where f_r is largest, on the first rank.
+        """
+        floor = self.work_floor_s(np.zeros(len(self.pp), np.int64))
+        if not self.fused:
+            return floor
+        software = self.block.framework
+        room = (limit_bytes - software.context_bytes) * (1.0 - software.fragmentation_fraction)
+        room = room - np.min([kind.beside_bytes for kind in self.kinds], axis=0)
+        rank = np.arange(int(self.pp.max(initial=1)))[:, None]
+        most = peak_in_flight(self.schedule, pp=self.pp, micro_batches=self.micro_batches, rank=rank, vp=1)
+        held = np.where(rank < self.pp, most, 0).astype(np.float64)
+        for kind in self.kinds:
+            whole = kind.state_bytes + held * kind.plain_bytes
+            free = np.where(rank < self.pp, np.maximum(room, 0.0) / np.maximum(whole, 1e-9), 0.0).sum(axis=0)
+            spared = held[0] * (kind.plain_bytes - kind.saved_bytes)
+            again_s = np.maximum(kind.count - free, 0.0) * whole[0] / np.maximum(spared, 1e-9) * kind.again_s
+            floor = np.maximum(floor, self.micro_batches * (self.work_s + again_s) / self.pp)
+        return np.asarray(floor)
+
     def memory_floor_bytes(self, layers: Ints | None) -> Floats:
         """Bytes that the fullest rank holds at least under any split [B]."""
         kinds = self.kinds
-        working = np.min([kind.beside_bytes + (kind.plain_bytes - kind.saved_bytes if self.fused else 0.0)
+        # Of partly recomputed stages the last layer may be one that is not.
+        whole = -(-sum(kind.count for kind in kinds) // self.pp)
+        again = self.fused & np.asarray(True if layers is None else layers >= whole)
+        working = np.min([kind.beside_bytes + np.where(again, kind.plain_bytes - kind.saved_bytes, 0.0)
                           for kind in kinds], axis=0)  # fmt: skip
         rank = np.arange(int(self.pp.max(initial=1)))[:, None]
         there = (rank < self.pp).astype(np.float64)

@@ -8,11 +8,12 @@ from itertools import permutations
 from typing import Any
 
 from simulator.errors import Complaints, did_you_mean
-from simulator.plan.limits import SPLITS, Limits
+from simulator.plan.limits import SPLITS, STAGES, Limits
 from simulator.spec.strategy import CONTEXT_KINDS, RECOMPUTE, SCHEDULES, Strategy
 
 _TYPES: dict[str, type] = {
     **{entry.name: type(getattr(Strategy(), entry.name)) for entry in fields(Strategy)}, "split": str,
+    "recompute_stages": str,
 }  # fmt: skip
 _EVERYTHING: dict[str, tuple[Any, ...]] = {
     "schedule": SCHEDULES,
@@ -21,6 +22,7 @@ _EVERYTHING: dict[str, tuple[Any, ...]] = {
     "zero": (0, 1, 2, 3),
     "sequence_parallel": (True, False),
     "split": SPLITS,
+    "recompute_stages": STAGES,
     "order": tuple((*axes[:2], "ep", *axes[2:]) for axes in permutations(("tp", "cp", "dp", "pp"))),
 }
 _BOOLEANS = {"true": True, "on": True, "1": True, "yes": True, "false": False, "off": False, "0": False, "no": False}

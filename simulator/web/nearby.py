@@ -133,8 +133,8 @@ def _space(case: Case, strategies: Sequence[Strategy]) -> tuple[Space, Any]:
                if entry.name not in (*DEGREES, *OPTIONS)}  # fmt: skip
     base = {name: np.array(column, np.int64) for name, column in zip(_BASE, zip(*bases, strict=True), strict=True)}
     space = Space(base=base, folds=folds, options=options, partial=np.zeros(len(bases), np.int64),
-                  layers=case.model.layers, carried=carried, considered=len(strategies), legal=len(strategies),
-                  rejected={})  # fmt: skip
+                  fitted=np.zeros(len(bases), np.bool_), layers=case.model.layers, carried=carried,
+                  considered=len(strategies), legal=len(strategies), rejected={})  # fmt: skip
     rows = [folds.index((each.ep, each.etp)) * len(bases) + bases.index(key)
             for each, key in zip(strategies, keys, strict=True)]  # fmt: skip
     return space, np.array(rows, np.int64)

@@ -12,8 +12,10 @@ import simulator as sim
 from simulator import catalog
 from simulator.errors import Infeasible, InputError
 from simulator.parallel.legal import check
-from simulator.plan.balance import balanced_layers
+from simulator.plan.balance import Balance, balanced_layers, layer_costs
+from simulator.plan.fitted import fitted, fitted_on_its_split, one_stage_each
 from simulator.plan.floors import Floors, fits, state_floor_bytes
+from simulator.plan.ladder import FITTED
 from simulator.plan.limits import Limits
 from simulator.plan.menus import PP_INSIDE_DP
 from simulator.plan.pool import Pool
@@ -77,14 +79,22 @@ def _brute_force(model, cluster, run, limits):
     assert len(listed) == space.legal
     assert space.considered == space.legal + sum(space.rejected.values())
     question = Question(model=model, cluster=cluster, run=run, framework=software)
-    strategies = [each for each in (_on_its_split(question, *entry) for entry in listed) if each is not None]
-    assert len(set(strategies)) == len(strategies)
+    worked_out = [(_worked_out(question, *entry), entry[2]) for entry in listed]
+    alike, own = ([each for each, of in worked_out if of == stages and each] for stages in ("alike", "fitted"))
+    assert len(set(alike)) == len(alike)
+    assert len(set(own)) == len(own)
+    strategies = [*alike, *own]
     found = {strategy: sim.estimate(model, cluster, run, strategy) for strategy in strategies}
     return {strategy: answer for strategy, answer in found.items() if answer.fits}, space
 
 
-def _on_its_split(question, strategy, split) -> Strategy | None:
-    """A strategy with its layers per stage; none where no balanced split fits or where it is the even one."""
+def _worked_out(question, strategy, split, stages) -> Strategy | None:
+    """A strategy with its layers per stage and those recomputed; none where nothing fits or another entry says it."""
+    if stages == "fitted":
+        balanced = Balance(question, strategy, layer_costs(question, strategy))
+        found = fitted(question, strategy) if split == "even" else fitted_on_its_split(balanced)[0]
+        said = found is None or found.recompute == "none"
+        return None if said or (split == "even" and not isinstance(found.recompute_layers, tuple)) else found
     if split == "even":
         return strategy
     try:
@@ -95,10 +105,14 @@ def _on_its_split(question, strategy, split) -> Strategy | None:
 
 
 def _fewest_recomputed(fitting) -> list:
-    """Of strategies on the even split that differ in how many layers they recompute, the one with the fewest."""
+    """Of strategies on the even split that differ in how many layers they recompute, the one with the fewest: of stages
+    with numbers of their own before any number for all, where each rank has one stage.
+    """
     fewest = {}
     for strategy, answer in fitting.items():
         number = {"none": 0, "full": strategy.recompute_layers or 10**6}.get(strategy.recompute)
+        if isinstance(number, tuple):
+            number = 0.5 if one_stage_each(strategy) else None
         if number is None or strategy.layers_per_stage:
             fewest[strategy] = (0, answer)
             continue
@@ -151,7 +165,8 @@ def test_bounds_never_exceed_the_engine_and_memory_never_exceeds_the_estimate(ki
     space = build_space(model, cluster, run, catalog.load_framework(run.framework), Limits())
     seen = _check_bounds(model, cluster, run, space)
     seen |= _check_bounds(model, cluster, run, space, limit_bytes=LIMITS[kind])
-    assert {("even", "none"), ("even", "selective"), ("even", "partial"), ("even", "full")} <= seen
+    recomputed = ("none", "selective", "partial", "full", *(("fitted",) if kind != "uneven" else ()))
+    assert {("even", kind) for kind in recomputed} <= seen, seen
     assert kind in ("gpt", "deep") or ("balanced", "none") in seen
     assert kind != "uneven" or ("balanced", "partial") in seen
 
@@ -164,6 +179,8 @@ def _check_bounds(model, cluster, run, space, limit_bytes=np.inf) -> set[tuple[s
     """Bounds and memories of a sample of what is scored, beside the engine's; the splits and recomputations seen."""
     seen = set()
     question = Question(model=model, cluster=cluster, run=run, framework=catalog.load_framework(run.framework))
+    device = replace(cluster.device, memory_bytes=min(limit_bytes, cluster.device.memory_bytes))
+    asked = replace(question, cluster=replace(cluster, device=device))
     chance = random.Random(7)
     checked = 0
     for layout, orders in Sieve(space, question, np.inf).layouts():
@@ -178,17 +195,17 @@ def _check_bounds(model, cluster, run, space, limit_bytes=np.inf) -> set[tuple[s
             pool.close(np.inf)
             for index in chance.sample(range(len(pool)), min(1, len(pool))):
                 position, layers = pool.position[index], pool.layers[index : index + 1]
-                strategy = _on_its_split(
-                    question, pool.strategy(pool.name(index), int(layers[0])), scores.chosen["split"]
-                )
+                stages = "fitted" if layers[0] == FITTED else "alike"
+                strategy = pool.strategy(pool.name(index), int(layers[0]))
+                strategy = _worked_out(asked, strategy, scores.chosen["split"], stages)
                 if strategy is None:
                     continue
                 answer = sim.estimate(model, cluster, run, strategy)
-                again = "partial" if strategy.recompute_layers else strategy.recompute
+                again = stages if stages == "fitted" else "partial" if strategy.recompute_layers else strategy.recompute
                 seen.add((scores.chosen["split"], again))
                 fine = layout.fine_s(scores.chosen, np.array([position]), layers)[0]
-                if strategy.layers_per_stage:
-                    fine = scores.bound_s[index]
+                if strategy.layers_per_stage or stages == "fitted":
+                    fine = max(fine, scores.bound_s[index]) if stages == "fitted" else scores.bound_s[index]
                 assert floor_s[position] <= layout.least_s[position] * (1 + 1e-9), strategy
                 peak_bytes = answer.peak_memory_bytes * (1 + 1e-9)
                 assert fits(state_bytes[position], working_bytes[position], question, peak_bytes), strategy
@@ -209,7 +226,7 @@ def test_the_columns_follow_the_same_rules_as_a_single_strategy(kind) -> None:
         allow={"tp": (1, 2, 3, 4, 6, 12), "zero": (0, 1), "schedule": SCHEDULES, "etp": (1, 2, 3, 4)},
     )
     space = build_space(model, cluster, run, catalog.load_framework(run.framework), limits)
-    legal = {strategy for strategy, _ in space.strategies()}
+    legal = {strategy for strategy, _, _ in space.strategies()}
     chance = random.Random(3)
     for strategy in chance.sample(sorted(legal, key=repr), 60):
         assert _runs(model, cluster, run, strategy), strategy

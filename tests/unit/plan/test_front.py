@@ -45,7 +45,7 @@ def every(model, devices: int, memory_bytes: float = 80e9, nodes: int = 0):
     """Each fitting strategy of the narrow space as (step time, peak memory)."""
     where = pairs(nodes) if nodes else cluster(devices, memory_bytes)
     space = build_space(model, where, RUN, catalog.load_framework(RUN.framework), Limits(**NARROW))
-    answers = [sim.estimate(model, where, RUN, strategy) for strategy, _ in space.strategies()]
+    answers = [sim.estimate(model, where, RUN, strategy) for strategy, _, _ in space.strategies()]
     return [(a.step_time_s, a.peak_memory_bytes) for a in answers if a.fits]
 
 

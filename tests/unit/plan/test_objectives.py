@@ -46,7 +46,7 @@ def test_the_cheapest_is_the_cheapest_of_every_strategys_project(model) -> None:
     cluster = _cluster(devices=4)
     space = build_space(model, cluster, RUN, catalog.load_framework(RUN.framework), Limits(**NARROW))
     distinct = {}
-    for strategy, _ in space.strategies():
+    for strategy, _, _ in space.strategies():
         found = sim.project(model, cluster, RUN, strategy, tokens=1e9, conditions=FRAGILE)
         if found.estimate.fits:
             # Placements that give the same time and memory are one entry of a plan.
