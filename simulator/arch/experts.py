@@ -216,9 +216,13 @@ def _grouped_feed_forward(
 ) -> list[Operation]:
     """Two grouped GEMMs with the activation between; local experts = count / ep, hidden / etp each."""
     local, hidden = spec.count / shard.ep, spec.hidden / shard.etp
+    activated = activation(
+        f"{name}.activation", rows=rows, hidden=hidden, spec=spec, kernels=kernels, modules=("moe_act", "moe")
+    )
     columns = hidden * (2 if spec.gated else 1)
     size = kernels.element_bytes
     # Padded buffers are equal batches; a grouped product reads where each expert's rows end (int32).
+    epilogue = kernels.experts_in_epilogue
     offsets = () if spec.capacity_factor else (Saved(name=f"{name}.offsets", bytes=local * 4.0, statistic=True),)
     return [
         _grouped(
@@ -226,21 +230,66 @@ def _grouped_feed_forward(
             kernels=kernels,
             saves=(Saved(name=f"{name}.expert_input", bytes=rows * width * kernels.gemm_input_bytes), *offsets,
                    Saved(name=f"{name}.up.output", bytes=rows * columns * size)),
+            narrow_outputs=epilogue,
         ),
-        activation(f"{name}.activation", rows=rows, hidden=hidden, spec=spec, kernels=kernels,
-                   modules=("moe_act", "moe")),
+        *_clamp(f"{name}.clamp", rows=rows, hidden=hidden, spec=spec, kernels=kernels),
+        replace(activated, forward=(), input_grad=()) if epilogue else activated,
         _grouped(
             f"{name}.down", local=local, rows=rows, inputs=hidden, outputs=width, spec=spec, shard=shard,
-            kernels=kernels,
+            kernels=kernels, narrow_inputs=epilogue,
         ),
+        *_weighted_bias(f"{name}.bias", rows=rows, width=width, spec=spec, kernels=kernels),
     ]  # fmt: skip
+
+
+def _clamp(
+    name: str, *, rows: Number, hidden: Number, spec: ExpertsSpec, kernels: Kernels
+) -> list[Operation]:
+    """Clamps of both halves of the gated products in tensor operations, joined again.
+
+    Forward 8 elements a hidden unit (two clamps, a concatenation), backward 10 (two masks of gradient by input, the
+    join of their halves); keeps the clamped copy (Megatron-LM megatron/core/fusions/fused_bias_geglu.py
+    weighted_bias_quick_geglu_impl, core 0.14 to 0.16).
+    """
+    if not spec.clamped or kernels.experts_pointwise == "kernels" or kernels.experts_in_epilogue:
+        return []
+    size = kernels.element_bytes
+    columns = hidden * (2 if spec.gated else 1)
+    return [
+        pointwise(
+            name, elements=rows * columns, forward=4 * size, backward=5 * size, kernels=3, kernel="clamp",
+            saves=(Saved(name=f"{name}.output", bytes=rows * columns * size),), modules=("moe_act", "moe"),
+        )
+    ]  # fmt: skip
+
+
+def _weighted_bias(
+    name: str, *, rows: Number, width: int, spec: ExpertsSpec, kernels: Kernels
+) -> list[Operation]:
+    """Adds each expert's output bias times its rows' gates (fp32), in tensor operations expert by expert.
+
+    Per element forward: the product (4 B written), the sum (reads both, writes fp32), the concatenation and the cast
+    back: 24 B and two elements. Backward: the cast to fp32, the cast of the sum's gradient, the products with gate and
+    bias and their sums (12 B each), the join of the outputs' gradients: 32 B and four elements (Megatron-LM
+    megatron/core/transformer/moe/experts.py TEGroupedMLP._apply_bias, core 0.14 to 0.16). Counted as the kernels of
+    one expert.
+    """
+    if not spec.bias or kernels.experts_pointwise == "kernels" or kernels.experts_in_epilogue:
+        return []
+    size = kernels.element_bytes
+    forward = Pointwise(bytes=rows * width * (24.0 + 2 * size), kernels=4, kernel="weighted_bias")
+    backward = Pointwise(bytes=rows * width * (32.0 + 4 * size), kernels=7, kernel="weighted_bias_grad")
+    return [Operation(name=name, forward=(forward,), input_grad=(backward,), modules=("moe",))]
 
 
 def _grouped(
     name: str, *, local: Number, rows: Number, inputs: Number, outputs: Number, spec: ExpertsSpec, shard: Shard,
-    kernels: Kernels, saves: tuple[Saved, ...] = (),
+    kernels: Kernels, saves: tuple[Saved, ...] = (), narrow_inputs: bool = False, narrow_outputs: bool = False,
 ) -> Operation:  # fmt: skip
-    """One grouped linear layer over the local experts, with its two backward products."""
+    """One grouped linear layer over the local experts, with its two backward products.
+
+    `narrow_inputs` and `narrow_outputs` say that the inputs, or the outputs' gradients, come quantised.
+    """
 
     def grouped(n: Number, k: Number) -> GroupedGemm:
         return GroupedGemm(experts=local, tokens=rows, n=n, k=k, imbalance=shard.imbalance, dtype=kernels.gemm_dtype)
@@ -248,8 +297,8 @@ def _grouped(
     bias = (Weight(name=f"{name}.bias", elements=local * outputs, sharing="expert"),) if spec.bias else ()
     return Operation(
         name=name,
-        forward=(*cast(rows * inputs, kernels), grouped(outputs, inputs)),
-        input_grad=(*cast(rows * outputs, kernels), grouped(inputs, outputs)),
+        forward=(*(() if narrow_inputs else cast(rows * inputs, kernels)), grouped(outputs, inputs)),
+        input_grad=(*(() if narrow_outputs else cast(rows * outputs, kernels)), grouped(inputs, outputs)),
         weight_grad=(grouped(inputs, outputs),),
         weights=(Weight(name=f"{name}.weight", elements=local * inputs * outputs, sharing="expert"), *bias),
         saves=saves,

@@ -80,7 +80,7 @@ def add_experts(config: Config, tables: dict[str, dict[str, Any]]) -> None:
         return
     tables["experts"] = found
     if config.family.experts == "gpt-oss":
-        found |= {"bias": True, "router_bias": True}
+        found |= {"bias": True, "clamped": True, "router_bias": True}
     if config.family.experts == "llama4":
         dense["hidden"] = config.count("intermediate_size_mlp", 16384)
     if not where:

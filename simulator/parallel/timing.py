@@ -239,15 +239,34 @@ def _timed(operation: Operation, seconds: Iterator[Any]) -> Timed:
 def _segment_time(segment: Segment, timed: list[Timed], policy: Policy) -> SegmentTime:
     again = {id(operation) for operation in recomputed_operations(segment, policy)}
     recomputed = [entry for entry in timed if id(entry.operation) in again]
+    shown = _shown_of_experts(timed)
     return SegmentTime(
-        forward=_phase(timed, "forward"),
-        input_grad=_phase(timed, "input_grad"),
-        weight_grad=_phase(timed, "weight_grad"),
-        recompute=_phase(recomputed, "forward"),
+        forward=_phase(timed, "forward", shown),
+        input_grad=_phase(timed, "input_grad", shown),
+        weight_grad=_phase(timed, "weight_grad", shown),
+        recompute=_phase(recomputed, "forward", shown),
     )
 
 
-def _phase(timed: list[Timed], phase: str) -> PhaseTime:
+def _shown_of_experts(timed: list[Timed]) -> Number:
+    """Share of the experts' exchanges, both ways and back, that sticks out of all compute of the segment.
+
+    The forward of one micro-batch runs beside the backward of another, each one's exchanges beside the other's compute
+    (Megatron-LM megatron/core/pipeline_parallel/combined_1f1b.py, overlap_moe_expert_parallel_comm; DeepSeek-V3 report
+    sec. 3.2.1): one second of compute covers one exchange.
+    """
+    sent_s = sum(
+        (seconds for entry in timed for phase in PHASES for work, seconds in entry.phases[phase]
+         if isinstance(work, Collective) and work.hides == "experts"),
+        start=0.0,
+    )  # fmt: skip
+    shown_s = exposed_s(sent_s, _compute_s(entry.phases[phase] for entry in timed for phase in PHASES))
+    if isinstance(sent_s, np.ndarray):
+        return np.divide(shown_s, sent_s, out=np.zeros_like(sent_s), where=sent_s > 0)
+    return shown_s / sent_s if sent_s else 0.0
+
+
+def _phase(timed: list[Timed], phase: str, shown_of_experts: Number) -> PhaseTime:
     """Sum a phase, charging each hidden collective only what sticks out of what it runs beside."""
     parts: dict[str, Any] = defaultdict(float)
     covered: dict[str, Any] = defaultdict(float)
@@ -265,7 +284,10 @@ def _phase(timed: list[Timed], phase: str) -> PhaseTime:
                 kind = work.axis if isinstance(work, Collective) else KIND_OF[type(work)]
                 parts[kind] = parts[kind] + seconds
         for (beside, axis), seconds in hidden.items():
-            shown = exposed_s(seconds, _cover_s(timed, index, phase, beside))
+            if beside == "experts":
+                shown = seconds * shown_of_experts
+            else:
+                shown = exposed_s(seconds, _cover_s(timed, index, phase, beside))
             parts[axis] = parts[axis] + shown
             covered[axis] = covered[axis] + (seconds - shown)
     return PhaseTime(parts=dict(parts), hidden=dict(covered), kernels=kernels, experts_kernels=experts)
@@ -290,8 +312,6 @@ def _cover_s(timed: list[Timed], index: int, phase: str, beside: str) -> Any:
 
     A border's GEMM is that of the layer after it (entering) or before it (leaving).
     """
-    if beside == "experts":
-        return _compute_s(entry.phases[phase] for entry in timed)
     column = beside if beside in PHASES else phase
     neighbours = timed[index + 1 : index + 2]
     if beside != "attention" and not any(_has_gemm(entry) for entry in neighbours):

@@ -71,6 +71,8 @@ class ExpertsSpec:
     gated: bool = False
     bias: bool = False
     activation: str = "gelu"
+    clamped: bool = False
+    """What enters the activation is clamped (gpt-oss: swiglu_limit)."""
     router_bias: bool = False
     router_matrices: int = 1
     """2 for noisy top-k gating (Shazeer 2017: W_g and W_noise)."""

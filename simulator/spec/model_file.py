@@ -163,6 +163,7 @@ def _experts(file: ModelFile) -> ExpertsSpec | None:
         gated=spec.gated,
         bias=spec.bias,
         activation=spec.activation,
+        clamped=spec.clamped,
         router_bias=spec.router_bias,
         router_matrices=spec.router_matrices,
         branching=spec.branching,

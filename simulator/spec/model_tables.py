@@ -139,6 +139,7 @@ class Experts(LayerRule):
     activation: Activation
     gated: bool
     bias: bool = False
+    clamped: bool = False
     router_bias: bool = False
     router_matrices: Size = 1
     branching: Annotated[int, Field(ge=0, le=1_000_000)] = 0

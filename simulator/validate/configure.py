@@ -21,7 +21,7 @@ from simulator.spec.strategy import Strategy
 from simulator.validate.machines import machine_of
 from simulator.validate.models import Skip, generator_of, model_for
 from simulator.validate.runs import PublishedRun, flags
-from simulator.validate.software import binned_length, framework_for, noted, recompute_modules, year_of
+from simulator.validate.software import binned_length, framework_for, noted, recompute_modules, said_of, year_of
 
 MAX_CANDIDATES = 64
 _MODULES = {
@@ -126,7 +126,7 @@ def _binned(row: PublishedRun, framework: Framework, taken: list[str]) -> Publis
 
 
 def _framework(row: PublishedRun, facts: Facts, taken: list[str]) -> Framework:
-    name = framework_for(row.system, year_of(row), facts.frameworks, row.notes)
+    name = framework_for(row.system, year_of(row), facts.frameworks, said_of(row))
     if name is None:
         name = _generic(row)
         taken.append(f"framework = {name} (no profile names {row.system!r})")

@@ -104,7 +104,8 @@ def framework_for(system: str, year: int, profiles: Mapping[str, Framework], not
     """The profile that a published system name means, or None.
 
     The longest matching expression wins; between equal ones the latest `since` that is not after `year`, and when all
-    are after it the earliest. An expression with "; " in it is matched against the system and the row's notes.
+    are after it the earliest. An expression with "; " in it is matched against the system and what else the row says
+    (`said_of`).
     """
     found = [
         (len(pattern), framework)
@@ -119,6 +120,14 @@ def framework_for(system: str, year: int, profiles: Mapping[str, Framework], not
     begun = [framework for framework in named if framework.since <= year]
     best = max(begun, key=lambda f: (f.since, f.name)) if begun else min(named, key=lambda f: (f.since, f.name))
     return best.name
+
+
+def said_of(run: PublishedRun) -> str:
+    """What picks between variants of one software: device, precision and model of a row, then its notes.
+
+    Recipes of one release differ by device and model ("gb200; mxfp8; Qwen3_30B_a3B; ...").
+    """
+    return "; ".join((run.device or "", run.precision or "", run.model, run.notes))
 
 
 def recompute_modules(detail: str) -> tuple[tuple[str, ...], list[str]]:

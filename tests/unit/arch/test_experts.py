@@ -229,3 +229,39 @@ def test_gates_inside_the_activation_keep_no_outputs_of_experts() -> None:
     assert parts(spec(), gates_in_activation=True)["unpermute"].saves == (
         Saved(name="m.unpermute.weights", bytes=R * 4.0, statistic=True),
     )
+
+
+def test_clamps_and_weighted_biases_in_tensor_operations() -> None:
+    """Per row: 2 x 16 columns, clamped (8 B forward, 10 B backward) and kept; 5 outputs, whose bias takes 28 B forward
+    and 40 B backward. They recompute with the activation, which reads what they keep."""
+    own = spec(gated=True, bias=True, clamped=True)
+    found = parts(own, experts_pointwise="tensor-ops")
+    assert found["clamp"] == Operation(
+        name="m.clamp", forward=(Pointwise(bytes=R * 32 * 8.0, kernels=3, kernel="clamp"),),
+        input_grad=(Pointwise(bytes=R * 32 * 10.0, kernels=3, kernel="clamp_grad"),),
+        saves=(Saved(name="m.clamp.output", bytes=R * 32 * 2.0),), modules=("moe_act", "moe"),
+    )  # fmt: skip
+    assert found["bias"] == Operation(
+        name="m.bias", forward=(Pointwise(bytes=R * 5 * 28.0, kernels=4, kernel="weighted_bias"),),
+        input_grad=(Pointwise(bytes=R * 5 * 40.0, kernels=7, kernel="weighted_bias_grad"),), modules=MOE,
+    )  # fmt: skip
+    assert list(found)[3:7] == ["up", "clamp", "activation", "down"]
+    assert "clamp" not in parts(spec(gated=True, bias=True), experts_pointwise="tensor-ops")
+    assert "bias" not in parts(spec(gated=True, clamped=True), experts_pointwise="tensor-ops")
+    assert {"clamp", "bias"}.isdisjoint(parts(own))
+
+
+def test_an_epilogue_takes_the_pointwise_work_of_narrow_products() -> None:
+    """Casts are left of what enters the experts (5 wide) and of the gradient of what leaves them."""
+    own = spec(gated=True, bias=True, clamped=True)
+    found = parts(own, experts_pointwise="epilogue", gemm_dtype="fp8")
+    assert {"clamp", "bias"}.isdisjoint(found)
+    assert (found["activation"].forward, found["activation"].input_grad) == ((), ())
+    assert found["activation"].saves == parts(own, gemm_dtype="fp8")["activation"].saves
+    casts = {name: [work for work in (*found[name].forward, *found[name].input_grad) if isinstance(work, Pointwise)]
+             for name in ("up", "down")}  # fmt: skip
+    assert casts == {name: [Pointwise(bytes=R * 5 * 4.0)] for name in ("up", "down")}
+    assert [type(work) for work in found["up"].forward] == [Pointwise, GroupedGemm]
+    assert [type(work) for work in found["down"].input_grad] == [Pointwise, GroupedGemm]
+    # Wider products have no such kernels.
+    assert parts(own, experts_pointwise="epilogue") == parts(own, experts_pointwise="tensor-ops")

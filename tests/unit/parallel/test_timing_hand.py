@@ -195,13 +195,26 @@ def test_attention_covers_only_what_stands_right_before_it(mega_bytes: float) ->
 
 
 @pytest.mark.parametrize("mega_bytes", [1, 4000])
-def test_experts_cover_the_exchange_with_all_compute_of_the_phase(mega_bytes: float) -> None:
+def test_exchanges_of_experts_share_all_compute_of_both_passes(mega_bytes: float) -> None:
+    """Two exchanges each way: forward computes 2 products and the experts, backward 2 passes and one product for W."""
     exchange = _sum("all_to_all", mega_bytes, "ep", hides="experts")
-    moe = Operation(name="moe", forward=(exchange, EXPERTS, _sum("all_reduce", 8)))
+    moe = Operation(name="moe", forward=(exchange, EXPERTS, _sum("all_reduce", 8)), input_grad=(exchange,))
+    combine = Operation(name="moe.combine", forward=(exchange,), input_grad=(exchange,), weight_grad=(BIG,))
     other = Operation(name="up", forward=(BIG,), input_grad=(PASS,))
-    found = _times(other, moe, other).forward
-    _hidden(found, "ep", _s(exchange), 2 * _s(BIG) + _s(EXPERTS))
-    assert found.parts["tp"] == pytest.approx(_s(_sum("all_reduce", 8)), rel=1e-12)
+    found = _times(other, moe, combine, other)
+    total, cover = 4 * _s(exchange), 3 * _s(BIG) + _s(EXPERTS) + 2 * _s(PASS)
+    shown = max(total - cover, 0.15 * total)
+    assert (shown > 0.15 * total) == (mega_bytes == 4000)
+    for phase in (found.forward, found.input_grad):
+        assert phase.parts["ep"] == pytest.approx(shown / 2, rel=1e-12)
+        assert phase.hidden["ep"] == pytest.approx((total - shown) / 2, rel=1e-12)
+    assert found.forward.parts["tp"] == pytest.approx(_s(_sum("all_reduce", 8)), rel=1e-12)
+    # A column of strategies: where nothing is sent, nothing shows.
+    column = Collective(kind="all_to_all", axis="ep", bytes=np.array([0.0, mega_bytes * 1e6]), hides="experts")
+    many = _times(other, replace(moe, forward=(column, EXPERTS), input_grad=(column,)))
+    alone = _times(other, replace(moe, forward=(exchange, EXPERTS), input_grad=(exchange,)))
+    assert many.forward.parts["ep"][1] == pytest.approx(alone.forward.parts["ep"], rel=1e-12)
+
 
 
 def test_two_hidden_collectives_of_an_axis_share_their_cover() -> None:

@@ -9,7 +9,7 @@ import pytest
 from simulator import catalog
 from simulator.spec.run import OPTIMIZERS, PRECISIONS
 from simulator.spec.strategy import RECOMPUTE
-from simulator.validate.software import framework_for, year_of
+from simulator.validate.software import framework_for, said_of, year_of
 from tests.unit.validate.support import row
 
 PROFILES = {name: catalog.load_framework(name) for name in catalog.names("frameworks")}
@@ -64,6 +64,31 @@ def test_a_note_can_name_a_variant_of_the_software() -> None:
     note = "gated; kernel column also encodes the fused RMSNorm kernel"
     assert framework_for(system, 2023, PROFILES, note) == "aa-scaling-fused-norm"
     assert framework_for(system, 2023, PROFILES, "gated") == "aa-scaling"
+
+
+@pytest.mark.parametrize(
+    ("release", "device", "precision", "model", "expected"),
+    [
+        ("26.06", "gb300", "mxfp8", "DeepSeekV3", "megatron-bridge-graphs"),
+        ("26.08", "gb200", "mxfp8", "DeepSeekV3", "megatron-bridge-graphs-gb200"),
+        ("26.06.01", "gb200", "mxfp8", "Qwen3_30B_a3B", "megatron-bridge-graphs"),
+        ("26.06", "b200-sxm-180gb", "mxfp8", "DeepSeekV3", "megatron-bridge"),
+        ("26.06", "b300-sxm-288gb", "mxfp8", "GPT OSS 120B", "megatron-bridge"),
+        ("26.04.01", "gb300", "mxfp8", "DeepSeekV3", "megatron-bridge"),
+        ("26.06", "gb300", "mxfp8", "Kimi_K2", "megatron-bridge"),
+        ("26.06", "gb300", "mxfp8", "LLAMA3_70B", "megatron-bridge"),
+        ("26.04", "h100-sxm-80gb", "fp8", "Qwen3_30B_a3B", "megatron-bridge-eager"),
+        ("26.04", "h100-sxm-80gb", "fp8", "Qwen3_235B_a22B", "megatron-bridge-alltoall-overlap"),
+        ("26.04", "h100-sxm-80gb", "bf16", "GPT OSS 120B", "megatron-bridge-alltoall"),
+        ("26.04", "gb200", "bf16", "GPT OSS 120B", "megatron-bridge-alltoall-overlap"),
+    ],
+)
+def test_recipes_of_one_release_differ_by_device_precision_and_model(
+    release: str, device: str, precision: str, model: str, expected: str
+) -> None:
+    run = row(device=device, precision=precision, model=model, notes="force-balanced")
+    assert said_of(run) == f"{device}; {precision}; {model}; force-balanced"
+    assert framework_for(f"Megatron-Bridge ({release} NeMo Container)", 2025, PROFILES, said_of(run)) == expected
 
 
 def test_the_year_is_the_sources_or_the_devices() -> None:
