@@ -61,6 +61,21 @@ def _powers(count: int) -> list[float]:
     return [12.0 + 11.0 * index / (count - 1) for index in range(count)]
 
 
+def shared_benches(*, seed: int = 3) -> list[Bench]:
+    """A few kernels of every kind, for timing them while other ranks run them too: products first, then what moves."""
+    dice = random.Random(seed)  # noqa: S311
+    kind = DTYPES["fp32"]
+    products = [_gemm(dice, "fp32", kind) for _ in range(5)] + [_batched(dice, "fp32", kind) for _ in range(2)]
+    products += [_attention(dice, "fp32", kind, causal) for causal in (False, True)]
+    names = ("plain", "layernorm", "softmax", "gelu", "accumulate", "copy", "optimizer")
+    moved = [bench for power in SHARED_POWERS for bench in moving(dice, power)]
+    return products + [bench for bench in moved if bench.forward is not None and bench.forward[0] in names]
+
+
+SHARED_POWERS = (18.5, 21.5)
+"""Elements of what moves bytes on several ranks at once, as powers of two: within the last cache and beyond."""
+
+
 def _multiple(dice: random.Random, low: float, high: float, step: int = 16) -> int:
     """An odd multiple of `step`, even in logarithm: no power of two but the step itself, so no usual width."""
     drawn = math.exp(dice.uniform(math.log(low), math.log(high)))
@@ -182,6 +197,10 @@ def _single(rows: int, width: int) -> list[Bench]:
               work=100.0 * elements),
         Bench(make=tensors(2), run=lambda a, b: a.add_(b), forward=("accumulate", elements * 12.0), backward=None,
               work=100.0 * elements, inplace=True),
+        Bench(make=lambda: _parts(elements), run=_copied_out, forward=("copy", _parts_bytes(elements)), backward=None,
+              work=100.0 * elements, inplace=True),
+        Bench(make=tensors(1), run=lambda a: a.div_(2.0), forward=("scale", elements * 8.0), backward=None,
+              work=100.0 * elements, inplace=True),
         Bench(make=lambda: [torch.randn(4096, width, requires_grad=True)],
               run=lambda table: functional.embedding(places, table), work=400.0 * elements,
               forward=("lookup", elements * 8.0), backward=("lookup_grad", elements * 8.0)),
@@ -191,7 +210,24 @@ def _single(rows: int, width: int) -> list[Bench]:
 
 
 TENSORS = 8
-"""Parameter tensors of one optimizer bench: a layer has four to twelve."""
+"""Parameter tensors of one optimizer bench and of one copy: a layer has four to twelve."""
+HALVES = 2
+
+
+def _parts(elements: int) -> list[Tensor]:
+    """A gathered buffer of two ranks' shares, and the tensors that it is copied out to."""
+    each = max(elements // (TENSORS * HALVES), 1)
+    return [torch.zeros(HALVES, TENSORS * each), *(torch.zeros(HALVES, each) for _ in range(TENSORS))]
+
+
+def _parts_bytes(elements: int) -> float:
+    return 8.0 * max(elements // (TENSORS * HALVES), 1) * TENSORS * HALVES
+
+
+def _copied_out(buffer: Tensor, *out: Tensor) -> Tensor:
+    """Out of a gathered buffer, as sharded training does it: read and write every element."""
+    torch.split_with_sizes_copy(buffer, [part.shape[1] for part in out], 1, out=list(out))
+    return out[0]
 
 
 def _states(elements: int) -> list[Tensor]:

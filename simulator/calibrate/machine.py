@@ -14,12 +14,14 @@ from typing import Any
 
 from simulator.calibrate.fit import Fitted, curve, fit_kernels
 from simulator.calibrate.launch import run_ranks
+from simulator.calibrate.sharing import slowdowns
 from simulator.errors import InputError, Problem
 
-FULL_S, QUICK_S = 200.0, 28.0
-"""Time for the kernels; collectives and starting take about a third as long again."""
+FULL_S, QUICK_S = 140.0, 24.0
+"""Time for the kernels; collectives, kernels on several ranks and starting take about as long again."""
 SIZES = tuple(4**power for power in range(5, 14))
 QUICK_SIZES = SIZES[::2]
+LARGE_SIZES = (2**27, 2**28)
 NOTHING_S = 1e-12
 """A kernel whose time is charged to another one (a norm's weight gradient runs inside its input gradient)."""
 FREE = ("layernorm_weight_grad", "rmsnorm_weight_grad", "unfused_norm_weight_grad")
@@ -36,7 +38,8 @@ def calibrate(*, quick: bool = False, ranks: int = 4, dtypes: tuple[str, ...] = 
     begun, load = time.monotonic(), os.getloadavg()[0]
     task = {"quick": quick, "dtypes": dtypes, "rounds": 2 if quick else 5, "budget_s": QUICK_S if quick else FULL_S}
     timed = run_ranks("simulator.calibrate.worker", task, 1, timeout_s=900.0)[0]
-    task = {"sizes": QUICK_SIZES if quick else SIZES, "rounds": 1 if quick else 3}
+    task = {"sizes": QUICK_SIZES if quick else SIZES, "large_sizes": () if quick else LARGE_SIZES,
+            "rounds": 1 if quick else 3}  # fmt: skip
     network = run_ranks("simulator.calibrate.network", task, ranks, timeout_s=600.0)
     fitted = fit_kernels(timed["rows"])
     machine = fingerprint() | {
@@ -93,8 +96,9 @@ def document(
             "vector": peaks[dtypes[0]],
             "peak": peaks,
         },
-        "kernels": {"sums": fitted.sums, "curves": curves, "residuals": fitted.residuals,
-                    "sharing": sharing(network)},
+        "kernels": {"sums": {**fitted.sums, "sharding": sharding(network)}, "curves": curves,
+                    "residuals": fitted.residuals,
+                    "sharing": slowdowns([answer["shared"] for answer in network])},
         "collectives": collectives(network),
     }  # fmt: skip
 
@@ -115,14 +119,7 @@ def collectives(network: list[Mapping[str, Any]]) -> dict[str, dict[str, dict[st
     }
 
 
-def sharing(network: list[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Processor time of the reference kernels on n ranks at once, over that of one rank."""
-    middle: dict[str, dict[str, float]] = {}
-    for count in network[0]["sharing"]:
-        held = [answer["sharing"][count] for answer in network if count in answer["sharing"]]
-        middle[count] = {
-            name: statistics.mean(statistics.median(turn[name] for turn in turns) for turns in held)
-            for name in ("product", "memory")
-        }
-    return {count: {name: seconds / middle["1"][name] for name, seconds in kinds.items()}
-            for count, kinds in middle.items()}  # fmt: skip
+def sharding(network: list[Mapping[str, Any]]) -> dict[str, float]:
+    """Host seconds of sharded training, means over the ranks that timed it."""
+    held = [answer["sharding"] for answer in network if answer["sharding"]]
+    return {name: statistics.mean(found[name] for found in held) for name in held[0]}

@@ -22,15 +22,20 @@ SLICE_S = 0.012
 """Processor time of one timing: a thousand times the clock's grain."""
 
 
-def time_bench(bench: Bench) -> tuple[float, float | None]:
+def copies_of(bench: Bench, resident_elements: float = RESIDENT_ELEMENTS) -> list[list[Tensor]]:
+    """Inputs of a bench often enough that one pass over them leaves the caches."""
+    first = bench.make()
+    size = sum(tensor.numel() for tensor in first)
+    return [first, *(bench.make() for _ in range(int(min(max(resident_elements / size, 2), COPIES)) - 1))]
+
+
+def time_bench(bench: Bench, copies: list[list[Tensor]] | None = None) -> tuple[float, float | None]:
     """(forward, backward) seconds of one call.
 
     A training step writes every output to memory that no cache holds, because it keeps them for the backward: calls
     run over copies whose outputs live until the pass ends.
     """
-    first = bench.make()
-    size = sum(tensor.numel() for tensor in first)
-    copies = [first, *(bench.make() for _ in range(int(min(max(RESIDENT_ELEMENTS / size, 2), COPIES)) - 1))]
+    copies = copies_of(bench) if copies is None else copies
     forward, backward, count = 0.0, 0.0, 0
     warm = False
     while not warm or count == 0 or (forward + backward < SLICE_S and count < 2000):

@@ -10,6 +10,7 @@ from simulator.breakdown import executed_flops_per_step, memory_of, time_of
 from simulator.cluster.network import collective_time_s
 from simulator.lowered import Lowered, rank_slots, run_step
 from simulator.measure.suite import Case, model_of
+from simulator.measure.wrappers import engine_replicas_s, replicas_s
 from simulator.parallel.legal import check
 from simulator.parallel.stage_cost import StageCost
 from simulator.parallel.step_peak import eager_peak, refused
@@ -39,7 +40,7 @@ def predict(case: Case, machine: Path) -> Prediction:
     return Prediction(
         cpu_s=cpu_seconds(spent, case),
         matrix_cpu_s=matrix_cpu_seconds(spent, case),
-        wall_s=time_of(elapsed, case.strategy).total_s,
+        wall_s=elapsed_seconds(elapsed, case),
         one_rate_cpu_s=flops / device.peak_flops_per_s[case.run.precision],
         peak_memory_bytes=peak_memory(spent, case),
     )
@@ -48,6 +49,8 @@ def predict(case: Case, machine: Path) -> Prediction:
 def _lowered(case: Case, machine: Path, clock: Clock) -> Lowered:
     cluster: Cluster = read_machine(read_document(machine), nodes=case.strategy.devices, clock=clock)
     model, software = model_of(case.model), catalog.load_framework(case.run.framework)
+    # Copies around gathers, scatters and reductions are counted one by one (wrappers.py).
+    software = replace(software, sharded_copies="none")
     if case.strategy.tp == 1:
         # The measured loss frees its logits; only the gathered ones of several tensor ranks are whole copies.
         software = replace(software, parallel_cross_entropy=True)
@@ -86,12 +89,20 @@ def cpu_seconds(lowered: Lowered, case: Case) -> float:
         for slot in rank_slots(lowered.order, rank):
             total += lowered.program.micro_batches * _stage_s(lowered.costs[slot])
         total += float(lowered.ends[rank].total_s + lowered.ends[rank].hidden_s)
+        total += replicas_s(lowered, case, rank) - engine_replicas_s(lowered, rank)
     setting = lowered.setting
     for before in lowered.program.stages[:-1]:
         once = collective_time_s(setting.cluster, "send", float(before.boundary_bytes), setting.groups["pp"])
         # Forward and backward, and both ends of each message.
         total += lowered.program.micro_batches * 4.0 * float(once)
     return total * strategy.tp * strategy.cp * strategy.dp
+
+
+def elapsed_seconds(lowered: Lowered, case: Case) -> float:
+    """Elapsed seconds of one step [s]: the engine's, with what keeps replicas equal counted one by one."""
+    ranks = range(case.strategy.pp)
+    more = max(replicas_s(lowered, case, rank) - engine_replicas_s(lowered, rank) for rank in ranks)
+    return time_of(lowered, case.strategy).total_s + more
 
 
 def _stage_s(cost: StageCost) -> float:

@@ -29,6 +29,7 @@ Clock = Literal["wall", "cpu"]
 SUM_TERMS: Mapping[str, tuple[str, ...]] = {
     "gemm": ("call_s", "mnk_s", "mk_s", "kn_s", "mn_s"),
     "attention": ("call_s", "pair_width_s", "pair_s", "grid_s", "row_s"),
+    "sharding": ("call_s", "unit_s", "tensor_s"),
 }
 """Coefficients of each kind of sum."""
 MOVING = ("mk_s", "kn_s", "mn_s", "row_s")
@@ -75,7 +76,8 @@ class KernelsTable(_Table):
     curves: dict[str, Points]
     residuals: dict[str, dict[str, float]] = {}
     sharing: dict[Ranks, dict[str, float]] = {}
-    """CPU time of kernels when so many ranks run at once, over that of one rank."""
+    """CPU time when so many ranks run at once, over that of one rank: of the reference kernels ("product", "memory"),
+    and of products and of what moves bytes while other ranks run either ("matrix", "moving")."""
 
 
 class MachineFile(_Table):
@@ -96,7 +98,8 @@ def is_machine(document: Document) -> bool:
 
 def _faults(file: MachineFile) -> Iterator[Fault]:
     for name, terms in file.kernels.sums.items():
-        wanted = SUM_TERMS["attention" if name.startswith("attention") else "gemm"]
+        kind = name.partition(".")[0]
+        wanted = SUM_TERMS[kind if kind in SUM_TERMS else "attention" if kind.startswith("attention") else "gemm"]
         if set(terms) != set(wanted):
             yield ("kernels", "sums", name), f"its coefficients must be {', '.join(wanted)}.", ""
     for curve in NEEDED_CURVES:
@@ -135,7 +138,8 @@ def read_machine(document: Document, *, nodes: int | None = None, clock: Clock =
         name="machine", kind="loopback", topology="switch", size=ranks,
         bandwidth_bytes_per_s=_largest_rate(file, clock), latency_s=0.0, sources={"tier": source},
     )  # fmt: skip
-    curves = {kind: {int(ranks): _curve(points) for ranks, points in by_ranks.items()}
+    curves = {kind: {int(count): _busy(points, _among(file, int(count), ranks, clock))
+                     for count, points in by_ranks.items()}
               for kind, by_ranks in file.collectives.get(clock, {}).items()}  # fmt: skip
     return Cluster(
         name=name, title=file.title, device=device, devices_per_node=1, nodes=ranks, tiers=(tier,),
@@ -143,36 +147,61 @@ def read_machine(document: Document, *, nodes: int | None = None, clock: Clock =
     )  # fmt: skip
 
 
-def slowdown(sharing: Mapping[str, Mapping[str, float]], ranks: int) -> dict[str, float]:
-    """Processor time of the reference "product" and "memory" kernels on so many ranks at once, over that on one.
+def _among(file: MachineFile, count: int, ranks: int, clock: Clock) -> float:
+    """How much longer a collective of `count` ranks takes while `ranks` are busy: it was measured with its own alone.
 
-    Between measured numbers of ranks it is straight in the ranks; never below 1.
+    It is work that moves bytes, so it slows as that does; elapsed, it also waits for its turn.
+    """
+    if ranks <= count:
+        return 1.0
+    slower = [slowdown(file.kernels.sharing, busy)["moving"] for busy in (count, ranks)]
+    cores = file.machine.cores
+    turns = max(ranks / cores, 1.0) / max(count / cores, 1.0) if clock == "wall" else 1.0
+    return turns * max(slower[1] / slower[0], 1.0)
+
+
+def slowdown(sharing: Mapping[str, Mapping[str, float]], ranks: int) -> dict[str, float]:
+    """Processor time on so many ranks at once over that on one: of the reference "product" and "memory" kernels, of
+    "matrix" products and of what is "moving" bytes.
+
+    Between measured numbers of ranks it is straight in the ranks; never below 1. Where only the reference kernels were
+    measured, the others slow as they do.
 
     >>> slowdown({"1": {"product": 1.0, "memory": 1.0}, "3": {"product": 0.9, "memory": 1.5}}, 2)
-    {'product': 1.0, 'memory': 1.25}
+    {'product': 1.0, 'memory': 1.25, 'matrix': 1.0, 'moving': 1.25}
     """
     counts = sorted(sharing, key=int)
     if not counts:
-        return {"product": 1.0, "memory": 1.0}
+        return dict.fromkeys(("product", "memory", "matrix", "moving"), 1.0)
     places = [int(count) for count in counts]
-    return {name: max(float(np.interp(ranks, places, [sharing[count][name] for count in counts])), 1.0)
-            for name in ("product", "memory")}  # fmt: skip
+    result = {}
+    for name, stand_in in (("product", ""), ("memory", ""), ("matrix", "product"), ("moving", "memory")):
+        key = name if name in sharing[counts[0]] else stand_in
+        result[name] = max(float(np.interp(ranks, places, [sharing[count][key] for count in counts])), 1.0)
+    return result
 
 
 def _shared(kernels: KernelsTable, ranks: int, turns: float) -> MeasuredKernels:
-    """The kernels as they run while so many ranks share the machine.
+    """The kernels as they run while so many ranks share the machine; `turns` stretches all of them.
 
-    What a product does in its cache slows as the reference product does, what moves bytes (its operands too) as the
-    reference sum does; `turns` stretches both.
+    Where whole products were measured on several ranks they slow as those did; else what a product does in its cache
+    slows as the reference product does, and its operands as the reference sum.
     """
     slower = {name: turns * factor for name, factor in slowdown(kernels.sharing, ranks).items()}
-    moving = slower["memory"]
+    whole = any("matrix" in factors for factors in kernels.sharing.values())
+
+    def stretched(term: str, value: float) -> float:
+        return value * slower["matrix" if whole or term not in MOVING else "moving"]
+
     return MeasuredKernels(
-        sums={name: {term: value * slower["memory" if term in MOVING else "product"] for term, value in terms.items()}
+        sums={name: {term: stretched(term, value) for term, value in terms.items()}
               for name, terms in kernels.sums.items()},
-        curves={kernel: tuple((size, seconds * moving) for size, seconds in points)
-                for kernel, points in kernels.curves.items()},
+        curves={kernel: _busy(points, slower["moving"]) for kernel, points in kernels.curves.items()},
     )  # fmt: skip
+
+
+def _busy(points: list[list[float]], factor: float) -> Curve:
+    return tuple((size, seconds * factor) for size, seconds in points)
 
 
 def _device(file: MachineFile, name: str, source: str, measured: MeasuredKernels) -> Device:
@@ -188,10 +217,6 @@ def _device(file: MachineFile, name: str, source: str, measured: MeasuredKernels
                            residuals=file.kernels.residuals, measured=measured),
         sources={"status": "measured", **dict.fromkeys(known, source)},
     )  # fmt: skip
-
-
-def _curve(points: list[list[float]]) -> Curve:
-    return tuple((size, seconds) for size, seconds in points)
 
 
 def _largest_rate(file: MachineFile, clock: Clock) -> float:
