@@ -305,7 +305,8 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="only what survived in the --out file")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    folders = dict.fromkeys(file.resolve().parent.name for file in options.files)
+    inside = [file.resolve().relative_to(ROOT).parts for file in options.files]
+    folders = dict.fromkeys(parts[1] if len(parts) > 2 else parts[0] for parts in inside)
     options.tests = options.tests or list(dict.fromkeys(place for folder in folders for place in TESTS[folder]))
     options.out = options.out.resolve()
     os.environ["HYPOTHESIS_PROFILE"] = "default"

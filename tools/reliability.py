@@ -170,7 +170,7 @@ def counts(_: argparse.Namespace) -> list[Figure]:
 
 def physics() -> list[Path]:
     """The files that mutation testing is for."""
-    files = [file for folder in PHYSICS for file in sorted((ROOT / "simulator" / folder).glob("*.py"))]
+    files = [file for folder in PHYSICS for file in sorted((ROOT / "simulator" / folder).rglob("*.py"))]
     return [file for file in [*files, ROOT / "simulator" / "units.py", ROOT / "simulator" / "numbers.py"]
             if file.stat().st_size > 200]  # fmt: skip
 
