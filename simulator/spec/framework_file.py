@@ -26,9 +26,11 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "schedule": SCHEDULES,
     "context_kind": CONTEXT_KINDS,
 }
-_OF_TABLES = {"vocab": 0, "micro_batches": 0, "selective_layers_fraction": 0.0, "sequence_bins": 0}
+_OF_TABLES = {"vocab": 0, "micro_batches": 0, "selective_layers_fraction": 0.0, "sequence_bins": 0,
+              "rest_on_last_stage": False}  # fmt: skip
 """Defaults of what only published tables leave open: the vocabulary, micro-batches per step, the share of layers
-under selective recomputation, the bins that a loader sorts sequences into by length."""
+under selective recomputation, the bins that a loader sorts sequences into by length, how layers that do not divide
+are dealt to stages."""
 
 
 def _known_defaults() -> dict[str, type]:

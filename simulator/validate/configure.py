@@ -295,12 +295,12 @@ def _pipelines(row: PublishedRun, model: ModelSpec, framework: Framework, base: 
     """The pipeline as stated; where the framework interleaves by default (`vp` 0) and nothing is said, every way."""
     open_vp = row.vp is None and row.schedule is None and framework.defaults.get("vp") == 0
     if base.pp == 1 or not open_vp or model.layers % base.pp:
-        return [_pipeline(row, model, base)]
+        return [_pipeline(row, model, framework, base)]
     held = model.layers // base.pp
-    return [_pipeline(replace(row, vp=vp), model, base) for vp in range(1, held + 1) if held % vp == 0]
+    return [_pipeline(replace(row, vp=vp), model, framework, base) for vp in range(1, held + 1) if held % vp == 0]
 
 
-def _pipeline(row: PublishedRun, model: ModelSpec, base: Strategy) -> Strategy:
+def _pipeline(row: PublishedRun, model: ModelSpec, framework: Framework, base: Strategy) -> Strategy:
     schedule = row.schedule
     if base.pp == 1:
         return base
@@ -317,6 +317,8 @@ def _pipeline(row: PublishedRun, model: ModelSpec, base: Strategy) -> Strategy:
     if schedule in ("zbv", "v-half", "v-min", "dualpipev") and row.vp is None:
         vp = 2
     split = _split(model.layers, base.pp * vp)
+    if not split and framework.defaults.get("rest_on_last_stage"):
+        split = rest_on_last_stage(model.layers, model.head.mtp_layers, base.pp * vp)
     return replace(base, schedule=schedule, vp=vp, layers_per_stage=split)
 
 
@@ -334,6 +336,26 @@ def _split(layers: int, stages: int) -> tuple[int, ...]:
         return ()
     each = (layers + 2) // stages
     return (each - 1, *[each] * (stages - 2), each - 1) if stages > 1 else ()
+
+
+def rest_on_last_stage(layers: int, mtp_layers: int, stages: int) -> tuple[int, ...]:
+    """Equal stages, the last with the layers that are left beside the multi-token-prediction depths and the loss.
+
+    Where that would be less than none, embedding, depths and loss take the place of a layer each (Megatron-Bridge
+    recipes/deepseek/deepseek_v3.py set_deepseek_v3_pipeline_model_parallel_layout and its "Et|(tt|)*30mL" for H100;
+    recipes/kimi/kimi_k2.py). Empty where neither comes out even.
+
+    >>> rest_on_last_stage(61, 1, 4), rest_on_last_stage(61, 1, 32)[:2], rest_on_last_stage(61, 1, 32)[-2:]
+    ((16, 16, 16, 13), (1, 2), (2, 0))
+    """
+    each = -(-layers // stages)
+    rest = layers - each * (stages - 1)
+    if layers % stages == 0 or rest > 0:
+        return (*[each] * (stages - 1), rest) if layers % stages else ()
+    each = (layers + 2 + mtp_layers) // stages
+    if (layers + 2 + mtp_layers) % stages or each < 1 + mtp_layers:
+        return ()
+    return (each - 1, *[each] * (stages - 2), each - 1 - mtp_layers)
 
 
 def _recompute(row: PublishedRun, model: ModelSpec, framework: Framework, base: Strategy) -> list[Strategy]:
@@ -368,7 +390,21 @@ def _stated_recompute(
         if unknown or not modules:
             raise _Unclear(f"recompute module {', '.join(unknown) or '(none named)'}", row.recompute_detail)
         return replace(base, recompute="modules", recompute_modules=modules)
-    return replace(base, recompute=kind)
+    host = kind == "full" and bool(framework.defaults.get("offload_inputs"))
+    return replace(base, recompute=kind, offload_inputs=host)
+
+
+def _noted_recompute(row: PublishedRun, one: Strategy, rungs: int) -> list[str]:
+    """What of recomputation was not stated."""
+    found = []
+    if row.recompute is None:
+        least = "recompute: not stated; as little as fits"
+        found.append(least if rungs > 1 else f"recompute = {one.recompute} (framework)")
+    if one.offload_inputs:
+        found.append("offload_inputs = True (framework)")
+    if row.recompute == "other":
+        found.append("recompute = full (row says other: what is not kept or offloaded is computed again)")
+    return found
 
 
 def _note_strategy(row: PublishedRun, found: list[Strategy], rungs: int, taken: list[str]) -> None:
@@ -376,11 +412,7 @@ def _note_strategy(row: PublishedRun, found: list[Strategy], rungs: int, taken: 
     one = found[0]
     if row.zero is None:
         taken.append(f"zero = {one.zero} (framework)")
-    if row.recompute is None:
-        least = "recompute: not stated; as little as fits"
-        taken.append(least if rungs > 1 else f"recompute = {one.recompute} (framework)")
-    if row.recompute == "other":
-        taken.append("recompute = full (row says other: what is not kept or offloaded is computed again)")
+    taken += _noted_recompute(row, one, rungs)
     if row.sp is None and one.tp > 1:
         taken.append(f"sp = {int(one.sequence_parallel)} (framework)")
     if one.pp > 1 and row.schedule is None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from simulator.spec.model import ModelSpec
-from simulator.validate.configure import Configuration, configure
+from simulator.validate.configure import Configuration, configure, rest_on_last_stage
 from simulator.validate.models import Skip, model_for, named_model, resized
 from tests.unit.validate.support import World, named, row
 
@@ -106,6 +106,14 @@ def test_pipelines(cells: dict[str, Any], schedule: str, vp: int, split: tuple[i
 def test_recompute_words(cells: dict[str, Any], expected: tuple[str, tuple[str, ...], int]) -> None:
     strategy = configured(**cells).rungs[0][0]
     assert (strategy.recompute, strategy.recompute_modules, strategy.recompute_layers) == expected
+
+
+@pytest.mark.parametrize(("recompute", "host"), [("full", True), ("none", False), ("selective", False)])
+def test_software_that_keeps_recomputed_inputs_on_the_host(recompute: str, host: bool) -> None:
+    found = configured(World(defaults={"offload_inputs": True}), recompute=recompute)
+    assert found.rungs[0][0].offload_inputs is host
+    assert ("offload_inputs = True (framework)" in found.defaults) is host
+    assert not configured(recompute="full").rungs[0][0].offload_inputs
 
 
 def test_unstated_interleaving_and_expert_parallelism_where_the_framework_has_them() -> None:
@@ -252,3 +260,30 @@ def test_electra_trains_two_models() -> None:
 def test_what_rests_in_host_memory_is_read_from_the_notes(cells: dict[str, Any], kind: str) -> None:
     ((strategy,),) = configured(**cells).rungs
     assert strategy.offload == kind
+
+
+@pytest.mark.parametrize(
+    ("layers", "depths", "stages", "split"),
+    [
+        (61, 1, 8, (8,) * 7 + (5,)),
+        (61, 1, 16, (4,) * 15 + (1,)),
+        (61, 0, 4, (16, 16, 16, 13)),
+        (61, 1, 32, (1, *[2] * 30, 0)),
+        (61, 0, 32, ()),
+        (60, 1, 4, ()),
+        (2, 1, 5, ()),
+    ],
+)
+def test_layers_that_do_not_divide_leave_the_rest_to_the_last_stage(
+    layers: int, depths: int, stages: int, split: tuple[int, ...]
+) -> None:
+    """The layouts that Megatron-Bridge's recipes of DeepSeek-V3 and Kimi K2 list."""
+    assert rest_on_last_stage(layers, depths, stages) == split
+    assert not split or sum(split) == layers
+
+
+@pytest.mark.parametrize(("rest", "split"), [(True, (4, 4, 4, 1)), (False, ())])
+def test_a_profile_says_how_layers_that_do_not_divide_are_dealt(rest: bool, split: tuple[int, ...]) -> None:
+    world = World(defaults={"rest_on_last_stage": rest})
+    found = configured(world, layers=13, pp=4, tp=2, dp=1, vp=1)
+    assert {strategy.layers_per_stage for rung in found.rungs for strategy in rung} == {split}
