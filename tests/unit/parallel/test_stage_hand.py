@@ -14,8 +14,10 @@ from simulator.arch.shard import Shard
 from simulator.cluster.device import pointwise_time_s
 from simulator.cluster.network import collective_time_s
 from simulator.cluster.placement import Group
+from simulator.errors import Complaints
 from simulator.parallel import recompute
 from simulator.parallel.lower import Program, Stage
+from simulator.parallel.offload import check_offload
 from simulator.parallel.recompute import Policy
 from simulator.parallel.setting import Setting, groups_of
 from simulator.parallel.stage_cost import (
@@ -32,6 +34,7 @@ from simulator.parallel.stage_cost import (
 from simulator.parallel.step_end import StepEnd, slowest_end, step_end
 from simulator.parallel.timing import PhaseTime, SegmentTime, exposed_s
 from simulator.parallel.traffic import stage_collectives, traffic_bytes
+from simulator.spec.kernels import KernelModel, MeasuredKernels
 from simulator.spec.run import Framework, Run
 from simulator.spec.strategy import Strategy
 from tests.support import dgx
@@ -419,3 +422,70 @@ def test_the_first_layers_of_a_stage_are_recomputed() -> None:
     assert recompute.recomputed_layers(column, stage).tolist() == [5, 2]
     assert [(again.tolist(), rest.tolist()) for _, again, rest in recompute.recomputed_parts(stage, column)[1:]] == [
         ([3, 2], [0, 1]), ([2, 0], [0, 2])]  # fmt: skip
+
+
+def test_calibrated_devices_time_each_kernel_by_its_name() -> None:
+    """One second for a copy, 10 for adding up, 100 for an optimizer step, 1,000 for anything else: of any size."""
+    curves = {name: ((1.0, seconds), (1e15, seconds)) for name, seconds in
+              (("copy", 1.0), ("accumulate", 10.0), ("optimizer", 100.0), ("plain", 1000.0))}  # fmt: skip
+    own = KernelModel(constants=CLUSTER.device.kernels.constants, provenance="fitted",
+                      measured=MeasuredKernels(sums={}, curves=curves))  # fmt: skip
+    cluster = replace(CLUSTER, device=replace(CLUSTER.device, kernels=own))
+    strategy = Strategy(dp=16, zero=3)
+    setting = replace(_setting(strategy, replace(PLAIN, sharded_copies="both")), cluster=cluster)
+    cost = stage_cost(STAGE, TIMES, 2, setting)
+    assert cost.weight_grad.parts["pointwise"] == pytest.approx(10.0)
+    assert (cost.forward.parts["pointwise"], cost.input_grad.parts["pointwise"]) == pytest.approx((4.0, 4.0))
+    once = replace(setting, strategy=Strategy(dp=16, zero=1))
+    end, plain = (step_end([STAGE], [COST], each) for each in (once, replace(once, framework=PLAIN)))
+    assert (end.reduce_s - plain.reduce_s, end.optimizer_s) == pytest.approx((1.0, 100.0))
+
+
+def test_gradients_run_on_the_links_that_their_group_feels() -> None:
+    """Links of half the rate between nodes, felt by the ranks that share one sharded copy alone."""
+    inside, between = CLUSTER.tiers
+    slow = replace(CLUSTER, tiers=(inside, replace(between, bandwidth_bytes_per_s=between.bandwidth_bytes_per_s / 2)))
+    strategy = Strategy(dp=16, zero=1)
+    felt = step_end([STAGE], [COST], _setting(strategy, links={"shard": slow}))
+    assert felt.reduce_s == pytest.approx(float(collective_time_s(slow, "reduce_scatter", 4.0 * HELD, Group(16))))
+    layers = stage_cost(STAGE, TIMES, 1, _setting(replace(strategy, zero=2), links={"shard": slow}))
+    each = float(collective_time_s(slow, "reduce_scatter", HELD, Group(16)))
+    assert layers.input_grad.parts["dp"] == pytest.approx(4 * each)
+    summed = Segment(name="w", operations=(Operation(name="w", forward=(SEND,)),), input_bytes=1.0)
+    stages = (Stage(index=0, parts=((summed, 1),), boundary_bytes=0.0),)
+    (cost,) = stage_costs(_program(stages), _setting(Strategy(tp=16), links={"tp": slow}))
+    assert cost.forward.parts["tp"] == pytest.approx(float(collective_time_s(slow, "all_reduce", 1000.0, Group(16))))
+
+
+def test_broadcasts_of_whole_tensors_are_gathers_and_overlap_as_such() -> None:
+    """Owners' reductions do not hide where only gathers do."""
+    owners = replace(PLAIN, zero_whole_tensors=True, overlap_param_gather=True)
+    cost = stage_cost(STAGE, TIMES, 1, _setting(Strategy(dp=16, zero=2), owners))
+    reduced = _collective("reduce", 4.0, Group(16))
+    assert cost.input_grad.parts["dp"] == pytest.approx(reduced)
+
+
+def test_two_stages_pass_one_activation_and_one_gradient() -> None:
+    stages = (Stage(index=0, parts=((BUSY, 1),), boundary_bytes=100.0),
+              Stage(index=1, parts=((BUSY, 1),), boundary_bytes=0.0))  # fmt: skip
+    strategy = Strategy(tp=4, pp=2, dp=4)
+    setting = _setting(strategy)
+    for stage in stages:
+        assert traffic_bytes(_program(stages), [stage], setting)["pp"] == pytest.approx(8 * 100)
+
+
+@pytest.mark.parametrize(
+    ("offload", "zero", "host", "link", "said"),
+    [("none", 0, 0.0, 0.0, []), ("optimizer", 1, 1.0, 1.0, []), ("parameters", 3, 1.0, 1.0, []),
+     ("optimizer", 0, 1.0, 1.0, ["Use zero = 1."]), ("parameters", 2, 1.0, 1.0, ["Use zero = 3."]),
+     ("optimizer", 1, 0.0, 1.0, ["host_link"]), ("optimizer", 1, 1.0, 0.0, ["host_link"]),
+     ("parameters", 0, 0.0, 0.0, ["Use zero = 3.", "host_link"])],
+)  # fmt: skip
+def test_offloading_needs_zero_and_a_host_that_is_known(
+    offload: Any, zero: int, host: float, link: float, said: list[str]
+) -> None:
+    complaints = Complaints()
+    cluster = replace(CLUSTER, host_memory_bytes_per_s=host, host_link_bytes_per_s=link)
+    check_offload(cluster, Strategy(zero=zero, offload=offload), complaints)
+    assert [problem.where for problem in complaints.problems] == ["offload"] * len(said)
+    assert [hint in problem.hint for hint, problem in zip(said, complaints.problems, strict=True)] == [True] * len(said)
