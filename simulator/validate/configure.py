@@ -20,15 +20,11 @@ from simulator.spec.run import Framework, Run
 from simulator.spec.strategy import Strategy
 from simulator.validate.machines import machine_of
 from simulator.validate.models import Skip, generator_of, model_for
+from simulator.validate.recomputed import Unclear, noted_recompute, recompute_choices
 from simulator.validate.runs import PublishedRun, flags
-from simulator.validate.software import binned_length, framework_for, noted, recompute_modules, said_of, year_of
+from simulator.validate.software import binned_length, framework_for, noted, said_of, year_of
 
 MAX_CANDIDATES = 64
-_MODULES = {
-    False: (("core_attn", "layernorm"), ("core_attn", "layernorm", "mlp")),
-    True: (("layernorm", "moe_act"), ("layernorm", "mla_up_proj", "moe_act", "shared_experts"), ("layernorm", "moe")),
-}
-"""Modules that published recipes of Megatron-Core recompute, from little to much, for dense models and mixtures."""
 
 
 class Facts(Protocol):
@@ -62,12 +58,6 @@ class Configuration:
     defaults: tuple[str, ...]
 
 
-class _Unclear(Exception):
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason)
-        self.skip = Skip(reason, detail)
-
-
 def configure(row: PublishedRun, facts: Facts) -> Configuration | Skip:
     """Everything `estimate` needs for a row, or a `Skip` that names the missing field or feature."""
     contradictions = flags(row)
@@ -75,7 +65,7 @@ def configure(row: PublishedRun, facts: Facts) -> Configuration | Skip:
         return Skip("the row contradicts itself", "; ".join(contradictions))
     try:
         return _configure(row, facts)
-    except _Unclear as unclear:
+    except Unclear as unclear:
         return unclear.skip
 
 
@@ -83,14 +73,14 @@ def _configure(row: PublishedRun, facts: Facts) -> Configuration:
     taken: list[str] = []
     framework = _framework(row, facts, taken)
     if row.train_kind not in ("", "pretrain"):
-        raise _Unclear(f"training kind {row.train_kind} is not modelled")
+        raise Unclear(f"training kind {row.train_kind} is not modelled")
     for name in ("device", "devices", "global_batch", "seq_len"):
         if getattr(row, name) is None:
-            raise _Unclear(f"{name} not stated")
+            raise Unclear(f"{name} not stated")
     says = noted(row)
     built = model_for(row, facts.models, int(framework.defaults.get("vocab", 50257)))
     if isinstance(built, Skip):
-        raise _Unclear(built.reason, built.detail)
+        raise Unclear(built.reason, built.detail)
     model, notes = built
     taken += notes
     row = _binned(row, framework, taken)
@@ -102,7 +92,7 @@ def _configure(row: PublishedRun, facts: Facts) -> Configuration:
             row.device or "", row.devices or 1, row.devices_per_node, row.nic_bytes_per_s, machine
         )
     except ShardwiseError as error:
-        raise _Unclear(f"no cluster of device {row.device}", str(error)) from None
+        raise Unclear(f"no cluster of device {row.device}", str(error)) from None
     run = replace(_run(row, model, framework, taken), **says.run)  # type: ignore[arg-type]
     rungs = tuple(
         tuple(replace(strategy, **says.strategy) for strategy in rung)  # type: ignore[arg-type]
@@ -196,12 +186,12 @@ def _strategies(
                 sequence_parallel=tp > 1 and (bool(defaults.get("sequence_parallel")) if row.sp is None else row.sp),
             )  # fmt: skip
             for piped in _pipelines(row, model, framework, base):
-                for rung, choice in enumerate(_recompute(row, model, framework, piped)):
+                for rung, choice in enumerate(recompute_choices(row, model, framework, piped)):
                     rungs.setdefault(rung, []).extend(_experts(row, model, framework, choice))
     if not tps:
-        raise _Unclear("tp * cp * pp does not divide the devices", f"pp({pp}), {row.devices} devices; {row.notes}")
+        raise Unclear("tp * cp * pp does not divide the devices", f"pp({pp}), {row.devices} devices; {row.notes}")
     if not rungs:
-        raise _Unclear("no micro-batch divides the batch", f"global_batch({row.global_batch})")
+        raise Unclear("no micro-batch divides the batch", f"global_batch({row.global_batch})")
     _note_strategy(row, rungs[0], len(rungs), taken)
     return [rungs[rung][:MAX_CANDIDATES] for rung in sorted(rungs)]
 
@@ -241,7 +231,7 @@ def _shard_group(framework: Framework, dp: int, taken: list[str]) -> int:
 def _data_degree(row: PublishedRun, tp: int, pp: int, cp: int, taken: list[str]) -> int:
     devices, ranks = row.devices or 1, tp * pp * cp
     if devices % ranks:
-        raise _Unclear("tp * cp * pp does not divide the devices", f"{tp} * {cp} * {pp} against {devices}")
+        raise Unclear("tp * cp * pp does not divide the devices", f"{tp} * {cp} * {pp} against {devices}")
     dp = devices // ranks
     if row.dp is None:
         taken.append(f"dp = {dp} (devices)")
@@ -255,7 +245,7 @@ def _micro_batches(row: PublishedRun, framework: Framework, dp: int) -> list[int
     batch = row.global_batch or 1
     if row.micro_batch is not None:
         if batch % (dp * row.micro_batch):
-            raise _Unclear(
+            raise Unclear(
                 "global_batch is no multiple of dp * micro_batch", f"{batch} % ({dp} * {row.micro_batch}) is not 0"
             )
         return [row.micro_batch]
@@ -305,7 +295,7 @@ def _pipeline(row: PublishedRun, model: ModelSpec, framework: Framework, base: S
     if base.pp == 1:
         return base
     if schedule == "other":
-        raise _Unclear("schedule other", row.notes)
+        raise Unclear("schedule other", row.notes)
     vp = row.vp or 1
     if schedule is None:
         schedule = "interleaved" if vp > 1 else "1f1b"
@@ -358,61 +348,12 @@ def rest_on_last_stage(layers: int, mtp_layers: int, stages: int) -> tuple[int, 
     return (each - 1, *[each] * (stages - 2), each - 1 - mtp_layers)
 
 
-def _recompute(row: PublishedRun, model: ModelSpec, framework: Framework, base: Strategy) -> list[Strategy]:
-    """As stated. Unstated: from the framework's default upwards; the score takes the first that fits, as recipes do."""
-    kind = row.recompute
-    if kind is not None:
-        return [_stated_recompute(row, kind, model, framework, base)]
-    start = str(framework.defaults.get("recompute", "none"))
-    if start != "none":
-        return [replace(base, recompute=start)]
-    held = -(-model.layers // base.stages)
-    quarter, half, most = (
-        replace(base, recompute="full", recompute_layers=-(-held * share // 4)) for share in (1, 2, 3)
-    )
-    *light, heavy = (
-        replace(base, recompute="modules", recompute_modules=modules) for modules in _MODULES[model.mixture]
-    )
-    return [replace(base, recompute="none"), *light, quarter, half, heavy, most, replace(base, recompute="full")]
-
-
-def _stated_recompute(
-    row: PublishedRun, kind: str, model: ModelSpec, framework: Framework, base: Strategy
-) -> Strategy:
-    if kind == "other":
-        return replace(base, recompute="full")
-    share = framework.defaults.get("selective_layers_fraction")
-    if kind == "selective" and share:
-        layers = max(1, round(float(share) * model.layers / base.stages))
-        return replace(base, recompute="full", recompute_layers=layers)
-    if kind == "modules":
-        modules, unknown = recompute_modules(row.recompute_detail)
-        if unknown or not modules:
-            raise _Unclear(f"recompute module {', '.join(unknown) or '(none named)'}", row.recompute_detail)
-        return replace(base, recompute="modules", recompute_modules=modules)
-    host = kind == "full" and bool(framework.defaults.get("offload_inputs"))
-    return replace(base, recompute=kind, offload_inputs=host)
-
-
-def _noted_recompute(row: PublishedRun, one: Strategy, rungs: int) -> list[str]:
-    """What of recomputation was not stated."""
-    found = []
-    if row.recompute is None:
-        least = "recompute: not stated; as little as fits"
-        found.append(least if rungs > 1 else f"recompute = {one.recompute} (framework)")
-    if one.offload_inputs:
-        found.append("offload_inputs = True (framework)")
-    if row.recompute == "other":
-        found.append("recompute = full (row says other: what is not kept or offloaded is computed again)")
-    return found
-
-
 def _note_strategy(row: PublishedRun, found: list[Strategy], rungs: int, taken: list[str]) -> None:
     """Record what was not stated; with several candidates, that the fastest that fits is scored."""
     one = found[0]
     if row.zero is None:
         taken.append(f"zero = {one.zero} (framework)")
-    taken += _noted_recompute(row, one, rungs)
+    taken += noted_recompute(row, one, rungs)
     if row.sp is None and one.tp > 1:
         taken.append(f"sp = {int(one.sequence_parallel)} (framework)")
     if one.pp > 1 and row.schedule is None:
