@@ -13,12 +13,13 @@ from torch.nn import functional
 
 from simulator import catalog
 from simulator.measure import blocks
-from simulator.measure.borders import Enter, Exchange, Gather, Leave
+from simulator.measure.borders import Enter, Exchange, Gather, GatheredLinear, Leave, Scatter, Shared
 from simulator.measure.suite import Case, model_of
 from simulator.parallel.lower import kernels_of, layers_of_stages
 from simulator.parallel.recompute import policy_of
 from simulator.spec.model import LayerSpec, ModelSpec
 from simulator.spec.strategy import Strategy
+from simulator.validate.torch_counts import blocks as reference
 from simulator.validate.torch_counts.blocks import Setting, full_norm
 from simulator.validate.torch_counts.experts import Experts
 from simulator.validate.torch_counts.model import Embedding, Head, Layer, Reference, Tables, cross_entropy
@@ -84,21 +85,58 @@ def _local_layer(layer: LayerSpec, strategy: Strategy) -> LayerSpec:
     return replace(layer, **changes)
 
 
-class SplitLayer(Layer):
-    """A layer whose blocks are column- then row-parallel over tp."""
+class ColumnLinear(blocks.Linear):
+    """A product whose input lies spread over the tensor ranks (sequence parallelism)."""
 
-    def __init__(self, spec: LayerSpec, setting: Setting, *, after: bool, groups: Groups) -> None:
+    group: Any
+
+    def forward(self, x: Tensor) -> Any:
+        result = GatheredLinear.apply(x, self.weight, self.bias, self.group)
+        return result if len(self.parts) == 1 else result.split(self.parts, -1)
+
+
+class RowLinear(blocks.Linear):
+    """A product whose output is a partial sum: each tensor rank adds its share of the bias, which all hold whole."""
+
+    group: Any
+
+    def forward(self, x: Tensor) -> Any:
+        return functional.linear(x, self.weight, None if self.bias is None else Shared.apply(self.bias, self.group))
+
+
+class SplitLayer(Layer):
+    """A layer whose blocks are column- then row-parallel over tp.
+
+    Under sequence parallelism norms and residuals see this rank's part of the tokens: tensors are split along their
+    first dim as in Megatron-LM, which here is the batch.
+    """
+
+    def __init__(
+        self, spec: LayerSpec, setting: Setting, *, after: bool, groups: Groups, sequence: bool = False
+    ) -> None:
         super().__init__(spec, setting, after=after)
-        self.group = groups.by_axis["tp"]
+        self.group, self.sequence = groups.by_axis["tp"], sequence
+        if self.group is not None:
+            self._split(sequence)
         if spec.experts is not None and groups.by_axis["ep"] is not None:
             self.moe = SplitExperts(spec.experts, setting, groups.by_axis["ep"])
         if spec.attention is not None and groups.by_axis["cp"] is not None:
             self.attention.__class__ = GatheredAttention
             self.attention.group = groups.by_axis["cp"]
 
+    def _split(self, sequence: bool) -> None:
+        """Give the first and the last product of each block its part of the exchange."""
+        for block in (getattr(self, name) for name in ("attention", "mlp") if hasattr(self, name)):
+            last, first = ("out", "qkv") if isinstance(block, reference.Attention) else ("down", "up")
+            for name, kind in ((last, RowLinear), *(((first, ColumnLinear),) if sequence else ())):
+                product = getattr(block, name)
+                product.__class__, product.group = kind, self.group
+
     def _block(self, name: str, x: Tensor, memory: Tensor | None, bias: Tensor | None, tables: Tables) -> Tensor:
         if self.group is None:
             return super()._block(name, x, memory, bias, tables)
+        if self.sequence:
+            return Scatter.apply(super()._block(name, x, memory, bias, tables), self.group)
         made = super()._block(name, Enter.apply(x, self.group), memory, bias, tables)
         return Leave.apply(made, self.group)
 
@@ -143,23 +181,31 @@ class SplitEmbedding(Embedding):
     """A slice of the vocabulary: tokens of other ranks give zeros, and the group sums."""
 
     group: Any
+    sequence: bool
 
     def forward(self, ids: Tensor) -> Tensor:
         held = self.tokens.shape[0]
         local = ids - dist.get_rank(self.group) * held
         outside = (local < 0) | (local >= held)
         x = functional.embedding(local.masked_fill(outside, 0), self.tokens).masked_fill(outside[..., None], 0.0)
-        x = Leave.apply(x, self.group)
-        return x if self.positions is None else x + self.positions[: ids.shape[1]]
+        if self.positions is not None:
+            x = x + Shared.apply(self.positions[: ids.shape[1]], self.group)
+        x = (Scatter if self.sequence else Leave).apply(x, self.group)
+        return x if self.norm is None else self.norm(x)
 
 
 class SplitHead(Head):
     """Logits of a slice of the vocabulary, gathered for the loss."""
 
     group: Any
+    sequence: bool
 
     def forward(self, x: Tensor, table: Tensor, targets: Tensor) -> Tensor:
-        logits = functional.linear(Enter.apply(x, self.group), table if self.weight is None else self.weight)
+        weight = table if self.weight is None else self.weight
+        if self.sequence:
+            logits = GatheredLinear.apply(x, weight, None, self.group)
+        else:
+            logits = functional.linear(Enter.apply(x, self.group), weight)
         everyone = Gather.apply(logits.unsqueeze(0), self.group, True)
         return cross_entropy(torch.cat(everyone.unbind(0), -1), targets, self.setting.kernels)
 
@@ -167,7 +213,9 @@ class SplitHead(Head):
 class Part(nn.Module):
     """The layers of one pipeline stage, with the embedding on the first and the loss on the last."""
 
-    def __init__(self, setting: Setting, groups: Groups, *, stage: int, stages: int) -> None:
+    def __init__(
+        self, setting: Setting, groups: Groups, *, stage: int, stages: int, sequence: bool = False
+    ) -> None:
         super().__init__()
         self.setting = setting
         stack = setting.model.stacks[0]
@@ -175,7 +223,9 @@ class Part(nn.Module):
         first = sum(counts[:stage])
         kinds = [stack.layer(index) for index in range(first, first + counts[stage])]
         after = not stack.final_norm
-        self.layers = nn.ModuleList(SplitLayer(kind, setting, after=after, groups=groups) for kind in kinds)
+        self.layers = nn.ModuleList(
+            SplitLayer(kind, setting, after=after, groups=groups, sequence=sequence) for kind in kinds
+        )
         self.embedding = Embedding(setting) if stage == 0 else None
         self.norm = full_norm(setting) if stage == stages - 1 and stack.final_norm else None
         self.head = Head(setting) if stage == stages - 1 else None
@@ -183,7 +233,7 @@ class Part(nn.Module):
             for module, kind in ((self.embedding, SplitEmbedding), (self.head, SplitHead)):
                 if module is not None:
                     module.__class__ = kind
-                    module.group = groups.by_axis["tp"]
+                    module.group, module.sequence = groups.by_axis["tp"], sequence
         self.tables: Tables | None = None
 
     def forward(self, x: Tensor, targets: Tensor) -> Tensor:
@@ -214,5 +264,14 @@ def build_parts(case: Case, groups: Groups) -> dict[int, nn.Module]:
         return {0: blocks.trained(Reference(setting))}
     held = [strategy.pp * chunk + groups.place["pp"] for chunk in range(strategy.vp)]
     return {
-        stage: blocks.trained(Part(setting, groups, stage=stage, stages=strategy.stages)) for stage in held
+        stage: blocks.trained(
+            Part(setting, groups, stage=stage, stages=strategy.stages, sequence=strategy.sequence_parallel)
+        )
+        for stage in held
     }
+
+
+def replicated(parts: Mapping[int, nn.Module]) -> list[nn.Parameter]:
+    """Parameters that under sequence parallelism see only this rank's tokens: the norms'."""
+    norms = [module for part in parts.values() for module in part.modules() if isinstance(module, reference.Norm)]
+    return [value for norm in norms for value in norm.parameters(recurse=False)]

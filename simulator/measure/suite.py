@@ -36,7 +36,8 @@ class Case:
         s = self.strategy
         degrees = [f"{axis}{getattr(s, axis)}" for axis in ("tp", "cp", "ep", "dp", "pp", "vp") if getattr(s, axis) > 1]
         micro_batches = self.run.global_batch // (s.micro_batch * s.dp)
-        words = [*degrees, f"zero{s.zero}" if s.zero else "", s.schedule if s.pp > 1 else "",
+        words = [*degrees, "sp" if s.sequence_parallel else "", f"zero{s.zero}" if s.zero else "",
+                 s.schedule if s.pp > 1 else "",
                  f"m{micro_batches}" if micro_batches > 1 else "",
                  "recompute" if s.recompute == "full" else "", self.run.attention or "",
                  self.run.precision if self.run.precision != "fp32" else "",
@@ -169,6 +170,8 @@ def _double() -> list[Case]:
         case("switch-20m", 4, 256, pp=2, micro_batch=2),
         case("t5-13m", 4, 128, dp=2), case("t5-13m", 4, 128, dp=2, zero=3),
         case("gpt-25m", 2, 64, dp=2), case("gpt-25m", 2, 64, tp=2), case("gpt-25m", 2, 64, dp=2, zero=3),
+        *(case(model, 4, length, tp=2, sequence_parallel=True)
+          for model, length in (("gpt-9m", 256), ("llama-15m", 128), ("gpt-42m", 128), ("bert-17m", 256))),
     ]  # fmt: skip
     return cases
 
@@ -182,6 +185,9 @@ def _quadruple() -> list[Case]:
         case("gpt-42m", 4, 128, pp=4, micro_batch=1), case("gpt-42m", 4, 128, pp=2, tp=2, micro_batch=1),
         case("bert-17m", 4, 256, cp=2, dp=2), case("llama-15m", 4, 256, tp=2, dp=2),
         case("switch-20m", 8, 256, dp=4, ep=4), case("switch-20m", 8, 256, dp=4, ep=2),
+        case("gpt-9m", 8, 256, tp=4, sequence_parallel=True),
+        case("gpt-9m", 8, 256, tp=2, dp=2, sequence_parallel=True),
+        case("llama-15m", 4, 256, tp=2, dp=2, sequence_parallel=True),
     ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from simulator.measure.parallel import Groups, build_parts, groups_for
+from simulator.measure.parallel import Groups, build_parts, groups_for, replicated
 from simulator.measure.suite import Case, model_of
 from simulator.schedule.make import make_order
 from simulator.schedule.order import FORWARD
@@ -71,6 +71,8 @@ class Trainer:
             self._plain()
         if self.wrapped is None:
             self._reduce()
+        if self.strategy.sequence_parallel:
+            reduce_in_buckets(replicated(self.parts), self.groups.by_axis["tp"], mean=False)
         self.optimizer.step()
         if self.flat:
             self.flat.gather()
@@ -160,15 +162,16 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, Layer)]
 
 
-def reduce_in_buckets(parameters: list[nn.Parameter], group: Any) -> None:
-    """All-reduce gradients through flat buckets, as DistributedDataParallel does after the backward."""
+def reduce_in_buckets(parameters: list[nn.Parameter], group: Any, *, mean: bool = True) -> None:
+    """All-reduce gradients through flat buckets: their mean over the group, or their sum."""
     bucket: list[Tensor] = []
     for place, parameter in enumerate(parameters):
         bucket.append(parameter.grad)
         if place == len(parameters) - 1 or sum(g.numel() for g in bucket) >= BUCKET_ELEMENTS:
             flat = torch.cat([grad.flatten() for grad in bucket])
             dist.all_reduce(flat, group=group)
-            flat /= dist.get_world_size(group)
+            if mean:
+                flat /= dist.get_world_size(group)
             for grad, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
                 grad.copy_(part.view_as(grad))
             bucket = []
