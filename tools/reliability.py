@@ -29,14 +29,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from tools import mutation_score
 from tools.reliability_properties import property_lines
 
 OUT = ROOT / "validation" / "RELIABILITY.md"
 KEPT = ROOT / "validation" / "reliability.json"
-MUTATION = ROOT / "validation" / "mutation.json"
-UNEXPLAINED = "not yet explained"
-"""What tools/mutation.py writes beside a survivor that nobody has looked at."""
-PHYSICS = ("arch", "cluster", "parallel", "schedule")
 PYTHON = sys.executable
 
 
@@ -168,31 +165,10 @@ def counts(_: argparse.Namespace) -> list[Figure]:
     ]  # fmt: skip
 
 
-def physics() -> list[Path]:
-    """The files that mutation testing is for."""
-    files = [file for folder in PHYSICS for file in sorted((ROOT / "simulator" / folder).rglob("*.py"))]
-    return [file for file in [*files, ROOT / "simulator" / "units.py", ROOT / "simulator" / "numbers.py"]
-            if file.stat().st_size > 200]  # fmt: skip
-
-
-def mutated_files() -> dict[str, Any]:
-    """What tools/mutation.py found, by file."""
-    return json.loads(MUTATION.read_text(encoding="utf-8"))["files"] if MUTATION.exists() else {}
-
-
 def mutation(_: argparse.Namespace) -> list[Figure]:
-    """The score over the files that were mutated whole, and how much of the physics they are."""
-    found, every = mutated_files(), physics()
-    mutants, killed = (sum(entry[name] for entry in found.values()) for name in ("mutants", "killed"))
-    explained = sum(entry["reason"] != UNEXPLAINED for file in found.values() for entry in file["survivors"])
-    lines = {str(file.relative_to(ROOT)): len(file.read_text(encoding="utf-8").splitlines()) for file in every}
-    covered = sum(lines[name] for name in found if name in lines)
-    measured = "not measured: no validation/mutation.json" if not found else (
-        f"{killed:,} of {mutants:,} killed ({killed / mutants:.1%}), {explained} of the {mutants - killed} others "
-        f"explained; {len(found)} of {len(every)} files, {covered / sum(lines.values()):.0%} of their lines"
-    )  # fmt: skip
-    return [Figure("mutation score", ">= 95 % on arch, cluster, parallel, schedule, units", measured,
-                   "tools/mutation.py: whole files, every mutant; table below")]  # fmt: skip
+    """The score of the files that were mutated whole, and the estimate from samples of the others."""
+    return [Figure("mutation score", ">= 95 % on arch, cluster, parallel, schedule, units", mutation_score.measured(),
+                   "tools/mutation.py: every mutant, or a sample; tables below")]  # fmt: skip
 
 
 def coverage(_: argparse.Namespace) -> list[Figure]:
@@ -305,28 +281,7 @@ def written(kept: dict[str, Any]) -> str:
             continue
         at = f"{kept[name]['date']} {kept[name]['commit']}"
         lines += [f"| {' | '.join(figure)} | {at} |".replace("\n", " ") for figure in kept[name]["figures"]]
-    return "\n".join([*lines, "", *_mutation_lines(), "", *property_lines(), ""])
-
-
-def _mutation_lines() -> list[str]:
-    found = mutated_files()
-    lines = [
-        "## Mutation testing, file by file",
-        "",
-        "Every mutant of every function of these files (signs, constants, comparisons, arguments, texts; not the texts",
-        "of error messages, nor constants that are computed at import). The other files of the physics have not been",
-        "mutated whole yet. Survivors with their reasons: [mutation.json](mutation.json).",
-        "",
-        "| file | mutants | killed | no test reaches | score | at |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, entry in found.items():
-        score = entry["killed"] / max(entry["mutants"], 1)
-        lines.append(f"| {name} | {entry['mutants']} | {entry['killed']} | {entry['untested']} | {score:.1%} | "
-                     f"{entry['date']} {entry['commit']} |")  # fmt: skip
-    left = [str(file.relative_to(ROOT)).removeprefix("simulator/") for file in physics()
-            if str(file.relative_to(ROOT)) not in found]  # fmt: skip
-    return [*lines, "", f"Not mutated whole: {', '.join(left) or 'none'}."]
+    return "\n".join([*lines, "", *mutation_score.table_lines(), "", *property_lines(), ""])
 
 
 def main() -> None:
