@@ -60,8 +60,11 @@ def recomputed_parts(stage: Stage, strategy: Strategy) -> list[tuple[Segment, Nu
     left = recomputed_layers(strategy, stage)
     parts: list[tuple[Segment, Number, Number]] = []
     for segment, count in stage.parts:
-        again = minimum(count, left) if segment.recomputable else count
-        left = left - (again if segment.recomputable else 0)
+        if not segment.recomputable:
+            parts.append((segment, count, 0))
+            continue
+        again = minimum(count, left)
+        left = left - again
         parts.append((segment, again, count - again))
     return parts
 
