@@ -31,7 +31,7 @@ from simulator.parallel.timing import (
     segment_times_by_policy,
     work_times_s,
 )
-from simulator.spec.kernels import MEASURED_LIMITS, PowerLimit, kernel_model_for, sustained_slowdown
+from simulator.spec.kernels import MEASURED_LIMITS, MeasuredKernels, PowerLimit, kernel_model_for, sustained_slowdown
 from tests.support import a100, dgx
 
 COLD = replace(a100(), kernels=kernel_model_for("ampere", "a100-test", {}).cold(), generation="none")
@@ -126,6 +126,47 @@ def test_a_segment_adds_its_works_by_kind_and_by_axis() -> None:
     assert (found.forward.hidden, _times(first, second).recompute.parts) == ({}, {})
 
 
+def test_long_columns_are_evaluated_once_per_distinct_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3,000 strategies of three shapes: the formula sees three. Fewer than 2,048 are all evaluated."""
+    seen: list[int] = []
+
+    def counted(device: Any, dtype: str, **fields: Any) -> Any:
+        seen.append(fields["m"].size)
+        return gemm_time_s(device, dtype, **fields)
+
+    monkeypatch.setattr("simulator.parallel.timing.gemm_time_s", counted)
+    for count in (3000, 2048, 2047):
+        rows, columns = np.resize([128.0, 4096.0], count), np.resize([64.0, 64.0, 64.0, 512.0], count)
+        (found,) = work_times_s([Gemm(m=rows, n=columns, k=512)], CLUSTER, GROUPS)
+        shapes = ((128, 64), (4096, 64), (4096, 512))
+        assert found[[0, 1, 3]] == pytest.approx([_s(Gemm(m=m, n=n, k=512)) for m, n in shapes])
+    assert [size for size in seen if size > 1] == [3, 3, 2047]
+
+
+def test_a_calibrated_device_times_passes_by_their_name() -> None:
+    curves = {"gelu": ((1.0, 1.0), (1e15, 1.0)), "plain": ((1.0, 5.0), (1e15, 5.0))}
+    own = replace(COLD.kernels, measured=MeasuredKernels(sums={}, curves=curves))
+    works = [Pointwise(bytes=8, kernel="gelu"), Pointwise(bytes=8, kernel="add"), Pointwise(bytes=8)]
+    found = work_times_s(works, dgx(4, replace(COLD, kernels=own)), GROUPS)
+    assert [float(seconds) for seconds in found] == pytest.approx([1.0, 5.0, 5.0])
+
+
+def test_arithmetic_may_hold_a_pass_up() -> None:
+    busy = Pointwise(bytes=8, flops=1e12)
+    assert _s(busy) == pytest.approx(float(pointwise_time_s(COLD, 8, 1e12, 1)), rel=1e-12)
+    assert _s(busy) > 1e12 / COLD.vector_flops_per_s
+
+
+def test_segments_feel_the_links_of_their_groups() -> None:
+    slow = replace(CLUSTER, tiers=tuple(replace(tier, bandwidth_bytes_per_s=1e9) for tier in CLUSTER.tiers))
+    works = (_sum("all_reduce", 8), _sum("all_to_all", 8, "ep", copies=4))
+    segment = Segment(name="s", operations=(Operation(name="a", forward=works),), input_bytes=1.0)
+    found = segment_times([segment], PLAIN, CLUSTER, GROUPS, {"tp": slow, "ep": slow})["s"].forward.parts
+    expected = [float(collective_time_s(slow, "all_reduce", 8e6, GROUPS["tp"])),
+                float(deduplicated_exchange_s(slow, 8e6, 4, GROUPS["ep"]))]  # fmt: skip
+    assert [found["tp"], found["ep"]] == pytest.approx(expected, rel=1e-12)
+
+
 def test_launches_are_counted_by_kernel() -> None:
     """Three passes, three repeated products, one forward core and three kernels of its backward; grouped products of 8
     experts launch one and 8 x 0.08 of one from inside."""
@@ -168,6 +209,7 @@ def test_a_border_hides_beside_the_product_after_or_before_it(mega_bytes: float)
     # Leaving: none after it, so the layer before.
     _hidden(_times(up, down, leave, norm).forward, "tp", _s(moved), _s(SMALL))
     _hidden(_times(up, down, leave).forward, "tp", _s(moved), _s(SMALL))
+    _hidden(_times(down, leave).forward, "tp", _s(moved), _s(SMALL))
     # The first operation of a segment without a product after it has nothing to hide beside.
     _hidden(_times(leave, norm).forward, "tp", _s(moved), 0.0)
 
@@ -239,9 +281,9 @@ def test_policies_are_timed_from_the_same_operations() -> None:
 def test_matrix_kernels_pay_the_power_limit_and_others_do_not() -> None:
     """On a warm device: the cold seconds, lengthened by what the limit of its generation costs."""
     fitted = load_device("a100-sxm-80gb")
-    warm = replace(a100(), tdp_watts=300.0, clock_factor=1.1, kernels=fitted.kernels)
+    warm = replace(a100(), tdp_watts=200.0, units=72, clock_factor=1.1, kernels=fitted.kernels)
     slowdown = sustained_slowdown(
-        fitted.kernels.constants["gemm.bf16"], PowerLimit(300.0, 108, 1.1), MEASURED_LIMITS["ampere"]
+        fitted.kernels.constants["gemm.bf16"], PowerLimit(200.0, 72, 1.1), MEASURED_LIMITS["ampere"]
     )
     assert slowdown > 1.01
     operation = Operation(name="a", forward=(BIG, PASS, ROWS, CORE, EXPERTS))
