@@ -215,3 +215,11 @@ def suite_of(name: str) -> tuple[Case, ...]:
     if name not in suites:
         raise InputError([Problem(f"no suite is called {name}.", "", did_you_mean(name, suites))])
     return tuple(suites[name]())
+
+
+def case_of(suite: str, name: str) -> Case:
+    """A case of a suite by its name. Raises InputError for another."""
+    known = {entry.name: entry for entry in suite_of(suite)}
+    if name not in known:
+        raise InputError([Problem(f"the suite {suite} has no case {name!r}.", "", did_you_mean(name, known))])
+    return known[name]

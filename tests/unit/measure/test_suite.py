@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +14,9 @@ from simulator import catalog
 from simulator.arch.layer import embedding_segment, head_segment, layer_segment, norm_segment
 from simulator.errors import InputError
 from simulator.measure.suite import MODELS, Case, case, model_of, suite_of
-from simulator.measure.table import Measured, measured_case, read_table, table_text
+from simulator.measure.table import EXTRA, Measured, measured_case, read_table, table_text
 from simulator.parallel.lower import kernels_of, shard_for
+from simulator.validate.runs import COLUMNS, flags, read_runs
 
 ALL = suite_of("full")
 
@@ -21,6 +24,8 @@ ALL = suite_of("full")
 def test_the_full_suite_covers_what_the_project_promises() -> None:
     assert len(ALL) >= 60
     assert len({entry.name for entry in ALL}) == len(ALL)
+    for model in ("gpt", "llama"):
+        assert any(entry.strategy.sequence_parallel for entry in ALL if entry.model.startswith(model)), model
     for axis in ("tp", "cp", "ep", "dp", "pp", "vp"):
         assert any(getattr(entry.strategy, axis) > 1 for entry in ALL), axis
     assert {entry.strategy.devices for entry in ALL} == {1, 2, 4}
@@ -97,6 +102,35 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="columns must be"):
         read_table(path)
     assert isinstance(row, Measured)
+
+
+@pytest.mark.parametrize("suite", ["tiny", "single", "full", "bf16"])
+def test_every_row_is_one_of_the_table_of_runs_with_columns_after_it(suite: str, tmp_path: Path) -> None:
+    """Read with the reader of published runs, a row says the case again: degrees, batch, dimensions, time, peak."""
+    turn = {"cpu": 2.5, "wall": 1.25, "product": 3e-3, "memory": 1e-3}
+    cases = suite_of(suite)
+    rows = [measured_case(suite, entry.name, [{entry.name: [turn] * 3}] * entry.strategy.devices, load=0.0,
+                          peak_memory_bytes=2.0**28) for entry in cases]  # fmt: skip
+    table = list(csv.reader(io.StringIO(table_text(rows))))
+    assert table[0][len(COLUMNS) :] == list(EXTRA)
+    path = tmp_path / "runs.csv"
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([line[: len(COLUMNS)] for line in table])
+    runs = read_runs([path])
+    assert len(runs) == len(cases)
+    for run, entry in zip(runs, cases, strict=True):
+        s = entry.strategy
+        for name in ("tp", "cp", "pp", "dp", "ep", "vp", "zero"):
+            assert getattr(run, name) == getattr(s, name), (entry.name, name)
+        assert run.sp == s.sequence_parallel
+        assert (run.micro_batch, run.global_batch, run.seq_len) == (
+            s.micro_batch, entry.run.global_batch, entry.run.seq_len)  # fmt: skip
+        assert (run.step_time_s, run.peak_memory_bytes, run.precision) == (1.25, 2.0**28, entry.run.precision)
+        assert flags(run) == ()
+    sizes = {run.model: (run.layers, run.hidden, run.vocab, run.experts, run.gated) for run in runs}
+    known = {"gpt-1m": (4, 128, 2048, None, False), "t5-13m": (8, 256, 8192, None, False),
+             "switch-20m": (6, 256, 4096, 8, False), "llama-15m": (6, 384, 8192, None, True)}  # fmt: skip
+    assert {name: sizes[name] for name in known if name in sizes} == {n: v for n, v in known.items() if n in sizes}
 
 
 def test_calibration_never_sees_a_training_step(root: Path) -> None:
