@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from simulator import catalog
+from simulator.calibrate.sharing import slowdowns
 from simulator.calibrate.write import toml_text
 from simulator.cluster import measured
 from simulator.cluster.network import collective_time_s
@@ -155,3 +156,33 @@ def test_ranks_that_share_the_machine_slow_each_other_as_the_reference_kernels_s
     assert seconds[2, "cpu"] == seconds[2, "wall"] == pytest.approx((1.1 * multiplied + 1.5 * moved, 7.5e-5))
     assert seconds[4, "cpu"] == pytest.approx((1.2 * multiplied + 1.5 * moved, 7.5e-5))
     assert seconds[4, "wall"] == pytest.approx((2.4 * multiplied + 3.0 * moved, 15e-5))
+
+
+def test_kernels_measured_on_several_ranks_stand_for_themselves(tmp_path: Path) -> None:
+    """Where whole products were timed beside other ranks, the reference kernels say no more; a pair of ranks among
+    four busy ones slows as what moves bytes does from two ranks to four."""
+    table = copy.deepcopy(MACHINE)
+    table["kernels"]["sharing"] = {
+        "1": dict.fromkeys(("product", "memory", "matrix", "moving"), 1.0),
+        "2": {"product": 1.3, "memory": 1.4, "matrix": 1.1, "moving": 1.2},
+        "4": {"product": 1.5, "memory": 1.6, "matrix": 1.15, "moving": 1.5},
+    }  # fmt: skip
+    path = tmp_path / "shared.toml"
+    path.write_text(toml_text(table), encoding="utf-8")
+    kernels = read_machine(read_document(path), nodes=2, clock="cpu").device.kernels.measured
+    alone = 5e-6 + 64**3 * 2e-11 + 64 * 64 * (3e-10 + 1e-10 + 6e-10)
+    assert float(measured.gemm_time_s(kernels, "fp32", 64, 64, 64)) == pytest.approx(1.1 * alone)
+    assert float(measured.pointwise_time_s(kernels, "plain", 1e6)) == pytest.approx(1.2 * 5e-5)
+    for nodes, factor in ((2, 1.0), (4, 1.5 / 1.2)):
+        cluster = read_machine(read_document(path), nodes=nodes, clock="cpu")
+        assert float(collective_time_s(cluster, "all_reduce", 1e6, Group(2))) == pytest.approx(factor * 5e-5)
+
+
+def test_slowdowns_are_geometric_means_over_benches() -> None:
+    """Two products at 1.0 and 1.21 of their time alone, one copy at 1.5; medians over turns, means over ranks."""
+    alone = {"matrix 0": {"1": [1.0], "2": [0.9, 1.0, 5.0]}, "matrix 1": {"1": [2.0], "2": [2.42]},
+             "moving 2": {"1": [1.0], "2": [1.4]}, "product": {"1": [1.0], "2": [1.0]}}  # fmt: skip
+    other = {"matrix 0": {"2": [1.0]}, "matrix 1": {"2": [2.42]}, "moving 2": {"2": [1.6]}, "product": {"2": [1.0]}}
+    found = slowdowns([alone, other])
+    assert found["1"] == pytest.approx({"matrix": 1.0, "moving": 1.0, "product": 1.0})
+    assert found["2"] == pytest.approx({"matrix": 1.1, "moving": 1.5, "product": 1.0})
