@@ -183,7 +183,7 @@ def _strategies(
                 tp=tp, pp=pp, cp=cp, dp=dp, micro_batch=micro_batch,
                 zero=row.zero if row.zero is not None else int(defaults.get("zero", 0)),
                 shard_group=_shard_group(framework, dp, taken),
-                sequence_parallel=tp > 1 and (bool(defaults.get("sequence_parallel")) if row.sp is None else row.sp),
+                sequence_parallel=tp > 1 and (_splits_sequences(row, framework) if row.sp is None else row.sp),
             )  # fmt: skip
             for piped in _pipelines(row, model, framework, base):
                 for rung, choice in enumerate(recompute_choices(row, model, framework, piped)):
@@ -194,6 +194,14 @@ def _strategies(
         raise Unclear("no micro-batch divides the batch", f"global_batch({row.global_batch})")
     _note_strategy(row, rungs[0], len(rungs), taken)
     return [rungs[rung][:MAX_CANDIDATES] for rung in sorted(rungs)]
+
+
+def _splits_sequences(row: PublishedRun, framework: Framework) -> bool:
+    """The framework's default of sequence parallelism, which its encoder-decoders do not have.
+
+    NeMo v1.17 nlp/modules/common/megatron/token_level_encoder_decoder.py hands none to its encoder and decoder.
+    """
+    return bool(framework.defaults.get("sequence_parallel")) and row.arch != "encoder-decoder"
 
 
 def _stated(row: PublishedRun, name: str, default: int, taken: list[str]) -> int:

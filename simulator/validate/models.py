@@ -59,12 +59,16 @@ def needed_fields(run: PublishedRun) -> list[str]:
 
 
 def model_for(run: PublishedRun, catalogue: Mapping[str, ModelSpec], vocab: int) -> tuple[ModelSpec, list[str]] | Skip:
-    """The model of a row and the defaults taken; `vocab` stands in where the row gives none."""
+    """The model of a row and the defaults taken; `vocab` stands in where neither the row nor its series gives one."""
     missing = needed_fields(run)
     if missing:
         return Skip("model dimensions missing", ", ".join(missing))
-    taken = [] if run.vocab else [f"vocab = {vocab} (framework)"]
     known = named_model(run, catalogue.values())
+    taken = []
+    if not run.vocab:
+        series = series_vocab(run, catalogue.values())
+        vocab = series or vocab
+        taken.append(f"vocab = {vocab} ({'series' if series else 'framework'})")
     if run.arch == "encoder-decoder" and known is None and _per_stack(run, vocab):
         run = replace(run, layers=2 * (run.layers or 0))
         taken.append(f"layers = {run.layers} (as many again in the decoder: the size in the name)")
@@ -98,6 +102,28 @@ def named_model(run: PublishedRun, catalogue: Iterable[ModelSpec]) -> ModelSpec 
         if likeness >= best_likeness:
             best, best_likeness = model, likeness
     return best
+
+
+def series_vocab(run: PublishedRun, catalogue: Iterable[ModelSpec]) -> int | None:
+    """The vocabulary that all models of the catalogue have whose names begin as the row's does, of the same kind.
+
+    A series keeps its tokenizer over sizes: BERT 30,522, T5 32,128, mT5 250,112. None where sizes differ, and for
+    decoders, whose names ("GPT") stand for architectures trained with any tokenizer.
+    """
+    if run.arch == "decoder":
+        return None
+    asked = _series(run.model)
+    found = {m.embedding.vocab for m in catalogue if m.architecture == run.arch and _series(m.name) == asked}
+    return found.pop() if len(found) == 1 else None
+
+
+def _series(name: str) -> str:
+    """The first word of a name, its letters and digits.
+
+    >>> _series("mT5 3B"), _series("t5.1.1-small"), _series("BERT-Large")
+    ('mt5', 't5', 'bert')
+    """
+    return re.match(r"[a-z0-9]*", name.lower()).group()  # type: ignore[union-attr]
 
 
 def _letters(name: str) -> str:

@@ -116,6 +116,13 @@ def test_software_that_keeps_recomputed_inputs_on_the_host(recompute: str, host:
     assert not configured(recompute="full").rungs[0][0].offload_inputs
 
 
+@pytest.mark.parametrize(("arch", "sp"), [("decoder", True), ("encoder", True), ("encoder-decoder", False)])
+def test_sequences_of_encoder_decoders_are_not_split_by_default(arch: str, sp: bool) -> None:
+    world = World(defaults={"sequence_parallel": True})
+    assert configured(world, arch=arch, tp=2, sp=None).rungs[0][0].sequence_parallel is sp
+    assert configured(world, arch=arch, tp=2, sp=True).rungs[0][0].sequence_parallel
+
+
 def test_unstated_interleaving_and_expert_parallelism_where_the_framework_has_them() -> None:
     piped = configured(World(defaults={"vp": 0}), pp=2, dp=2, layers=8).rungs[0]
     assert [(s.vp, s.schedule) for s in piped] == [
@@ -287,3 +294,23 @@ def test_a_profile_says_how_layers_that_do_not_divide_are_dealt(rest: bool, spli
     world = World(defaults={"rest_on_last_stage": rest})
     found = configured(world, layers=13, pp=4, tp=2, dp=1, vp=1)
     assert {strategy.layers_per_stage for rung in found.rungs for strategy in rung} == {split}
+
+
+@pytest.mark.parametrize(
+    ("name", "arch", "vocab", "taken"),
+    [("mT5 3B", "encoder-decoder", 250112, "vocab = 250112 (series)"), ("T5 3B", "encoder-decoder", 50257, ""),
+     ("BERT 4B", "encoder", 50257, ""), ("mT5 3B", "decoder", 50257, "")],
+)  # fmt: skip
+def test_an_unstated_vocabulary_is_the_one_of_the_series(name: str, arch: str, vocab: int, taken: str) -> None:
+    """Of models of the same kind whose names begin alike, where they agree; else the framework's."""
+    models = {
+        model.name: model
+        for model in (
+            named(stem, arch="encoder-decoder", vocab=size)
+            for stem, size in (("mt5-small", 250112), ("t5-small", 32128), ("t5-base", 32000))
+        )
+    }
+    found = configured(World(models=models), model=name, arch=arch, vocab=None)
+    assert found.models[0].embedding.vocab == vocab
+    assert (taken or "vocab = 50257 (framework)") in found.defaults
+    assert configured(World(models=models), model=name, arch=arch, vocab=777).models[0].embedding.vocab == 777
