@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from simulator.arch.core import attention_core
-from simulator.arch.linear import enter_tensor_parallel, leave_tensor_parallel, linear, norm, pointwise
+from simulator.arch.linear import enter_tensor_parallel, kept_in, leave_tensor_parallel, linear, norm, pointwise
 from simulator.arch.operations import Number, Operation, Saved, Weight
 from simulator.arch.shard import Kernels, Shard
 from simulator.spec.model import AttentionSpec
@@ -43,11 +43,14 @@ def attention(
     keys = shard.memory_seq_len if cross else shard.seq_len
     core = attention_core(spec, kv_len=keys, shard=shard, kernels=kernels, name=name)
     values = spec.heads * spec.value_head_dim / shard.tp
+    elements, dtype = shard.tokens * values, kernels.attention_output_dtype
     output = linear(
         f"{name}.out", tokens=shard.tokens, inputs=values, outputs=width, kernels=kernels,
         bias_elements=width if spec.out_bias else 0, modules=("attention",),
-        saves=(Saved(name=f"{name}.core.output", bytes=shard.tokens * values * kernels.element_bytes),),
+        saves=(Saved(name=f"{name}.core.output", bytes=elements * kernels.kept_bytes(dtype)),),
     )  # fmt: skip
+    keep, take = kept_in(dtype, elements, kernels)
+    output = replace(output, forward=(*output.forward, *keep), input_grad=(*output.input_grad, *take))
     return [enter, *projections, *core, output, leave]
 
 

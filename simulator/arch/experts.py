@@ -220,7 +220,7 @@ def _grouped_feed_forward(
         f"{name}.activation", rows=rows, hidden=hidden, spec=spec, kernels=kernels, modules=("moe_act", "moe")
     )
     columns = hidden * (2 if spec.gated else 1)
-    size = kernels.element_bytes
+    kept = kernels.kept_bytes(kernels.activation_input_dtype)
     # Padded buffers are equal batches; a grouped product reads where each expert's rows end (int32).
     epilogue = kernels.experts_in_epilogue
     offsets = () if spec.capacity_factor else (Saved(name=f"{name}.offsets", bytes=local * 4.0, statistic=True),)
@@ -229,7 +229,7 @@ def _grouped_feed_forward(
             f"{name}.up", local=local, rows=rows, inputs=width, outputs=columns, spec=spec, shard=shard,
             kernels=kernels,
             saves=(Saved(name=f"{name}.expert_input", bytes=rows * width * kernels.gemm_input_bytes), *offsets,
-                   Saved(name=f"{name}.up.output", bytes=rows * columns * size)),
+                   Saved(name=f"{name}.up.output", bytes=rows * columns * kept)),
             narrow_outputs=epilogue,
         ),
         *_clamp(f"{name}.clamp", rows=rows, hidden=hidden, spec=spec, kernels=kernels),

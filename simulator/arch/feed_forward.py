@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from simulator.arch.linear import enter_tensor_parallel, leave_tensor_parallel, linear, pointwise
+from dataclasses import replace
+
+from simulator.arch.linear import enter_tensor_parallel, kept_in, leave_tensor_parallel, linear, pointwise
 from simulator.arch.operations import Number, Operation, Saved
 from simulator.arch.shard import Kernels, Shard
 from simulator.spec.model import ExpertsSpec, FeedForwardSpec
@@ -28,7 +30,7 @@ def activation(
         saves.append(Saved(name=f"{name}.output", bytes=rows * hidden * kernels.gemm_input_bytes))
     if gated and not fused:
         saves.append(Saved(name=f"{name}.gate", bytes=rows * hidden * size))
-    return pointwise(
+    found = pointwise(
         name,
         elements=rows * hidden,
         forward=size * (reads + 1 + 2 * extra),
@@ -38,6 +40,8 @@ def activation(
         saves=tuple(saves),
         modules=modules,
     )
+    keep, take = kept_in(kernels.activation_input_dtype, rows * hidden * reads, kernels)
+    return replace(found, forward=(*found.forward, *keep), input_grad=(*take, *found.input_grad)) if keep else found
 
 
 def feed_forward(
@@ -47,12 +51,13 @@ def feed_forward(
     """Column-parallel up (and gate), activation, row-parallel down. Local hidden size is hidden / tp."""
     tokens, hidden = shard.tokens, spec.hidden / shard.tp
     columns = hidden * (2 if spec.gated else 1)
+    kept = kernels.kept_bytes(kernels.activation_input_dtype)
     return [
         enter_tensor_parallel(f"{name}.enter", tokens=tokens, width=width, shard=shard, kernels=kernels),
         linear(
             f"{name}.up", tokens=tokens, inputs=width, outputs=columns, kernels=kernels,
             bias_elements=columns if spec.bias else 0, modules=modules,
-            saves=(Saved(name=f"{name}.up.output", bytes=tokens * columns * kernels.element_bytes),),
+            saves=(Saved(name=f"{name}.up.output", bytes=tokens * columns * kept),),
         ),
         activation(
             f"{name}.activation", rows=tokens, hidden=hidden, spec=spec, kernels=kernels,

@@ -6,7 +6,7 @@ sequence parallelism the border all-reduces become an all-gather and a reduce-sc
 
 from __future__ import annotations
 
-from simulator.arch.operations import Collective, Gemm, Number, Operation, Pointwise, Saved, Weight, Work
+from simulator.arch.operations import DTYPE_BYTES, Collective, Gemm, Number, Operation, Pointwise, Saved, Weight, Work
 from simulator.arch.shard import LOW_PRECISIONS, Kernels, Shard, is_split
 
 
@@ -30,6 +30,14 @@ def cast(elements: Number, kernels: Kernels) -> tuple[Work, ...]:
     if kernels.gemm_dtype not in LOW_PRECISIONS:
         return ()
     return (Pointwise(bytes=elements * (kernels.element_bytes + 2 * kernels.gemm_input_bytes)),)
+
+
+def kept_in(dtype: str, elements: Number, kernels: Kernels) -> tuple[tuple[Work, ...], tuple[Work, ...]]:
+    """Copies into the dtype in which a tensor is kept for backward, and out of it again: read one, write the other."""
+    if not dtype:
+        return (), ()
+    copy = Pointwise(bytes=elements * (kernels.element_bytes + DTYPE_BYTES[dtype]), kernel="cast")
+    return (copy,), (copy,)
 
 
 def linear(

@@ -18,7 +18,7 @@ Number: TypeAlias = int | float | NDArray[Any]
 
 DTYPE_BYTES = {
     "fp64": 8.0, "fp32": 4.0, "tf32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "mxfp8": 1.0, "nvfp4": 0.5,
-    "int64": 8.0, "int32": 4.0, "bool": 1.0,
+    "e5m6": 1.5, "int64": 8.0, "int32": 4.0, "bool": 1.0,
 }  # fmt: skip
 
 

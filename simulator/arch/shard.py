@@ -47,6 +47,10 @@ class Kernels:
     """Routed rows are weighted by their gate inside the experts' activation."""
     experts_pointwise: str = "kernels"
     """What runs between the products of experts (see Framework)."""
+    activation_input_dtype: str = ""
+    """Dtype in which the input of a feed-forward's activation is kept for backward; empty: as it is."""
+    attention_output_dtype: str = ""
+    """Dtype in which the attention core's output is kept for backward; empty: as it is."""
     narrow_attention: bool = False
     softmax_dtype: str = "fp32"
     copies_heads: bool = False
@@ -59,6 +63,10 @@ class Kernels:
     def element_bytes(self) -> float:
         """Bytes per activation element [B]."""
         return DTYPE_BYTES[self.activation_dtype]
+
+    def kept_bytes(self, dtype: str) -> float:
+        """Bytes per element of a tensor that is kept in `dtype`, or as it is when that is empty [B]."""
+        return DTYPE_BYTES[dtype] if dtype else self.element_bytes
 
     @property
     def attention_dtype(self) -> str:
@@ -111,6 +119,8 @@ def kernels_for(model: ModelSpec, run: Run, framework: Framework, *, overlap_tp:
         expert_dispatch=framework.expert_dispatch,
         gates_in_activation=framework.gates_in_activation,
         experts_pointwise=framework.experts_pointwise,
+        activation_input_dtype=framework.activation_input_dtype,
+        attention_output_dtype=framework.attention_output_dtype,
         narrow_attention=framework.narrow_attention,
         softmax_dtype=framework.softmax_dtype,
         copies_heads=framework.copies_heads,

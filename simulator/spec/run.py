@@ -81,6 +81,10 @@ class Framework:
     "tensor-ops" (besides, clamps and the outputs' biases, weighted by the gate in fp32, as tensor operations expert by
     expert) or "epilogue" (activation, clamps, biases and casts inside the grouped products where these are in 8 or
     fewer bits; else as "tensor-ops")."""
+    activation_input_dtype: str = ""
+    """Dtype in which the input of a feed-forward's activation is kept for backward. Empty: as it is."""
+    attention_output_dtype: str = ""
+    """Dtype in which the attention core's output is kept for backward. Empty: as it is."""
     narrow_attention: bool = False
     """The attention core multiplies in the linear layers' dtype where that is narrower than 16 bits."""
     overlap_p2p: bool = True

@@ -55,6 +55,14 @@ def test_query_key_and_value_are_one_product(tp: int, query: int, key: int, valu
         assert found["enter"].input_grad[0].bytes == found["leave"].forward[0].bytes == T * 5 * 2.0
 
 
+def test_the_output_of_the_core_may_be_kept_narrower() -> None:
+    plain, found = parts(spec())["out"], parts(spec(), attention_output_dtype="e5m6")["out"]
+    copy = Pointwise(bytes=T * 84 * 3.5, kernel="cast")
+    assert found.saves == (Saved(name="a.core.output", bytes=T * 84 * 1.5),)
+    assert (found.forward, found.input_grad) == ((*plain.forward, copy), (*plain.input_grad, copy))
+    assert found.weight_grad == plain.weight_grad
+
+
 def test_biases_of_the_projections() -> None:
     found = parts(spec(qkv_bias=True, out_bias=True), sizes={"tp": 2})
     assert found["qkv"].weights[1] == Weight(name="a.qkv.bias", elements=54.0)

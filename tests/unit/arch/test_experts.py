@@ -265,3 +265,9 @@ def test_an_epilogue_takes_the_pointwise_work_of_narrow_products() -> None:
     assert [type(work) for work in found["down"].input_grad] == [Pointwise, GroupedGemm]
     # Wider products have no such kernels.
     assert parts(own, experts_pointwise="epilogue") == parts(own, experts_pointwise="tensor-ops")
+
+
+def test_the_inputs_of_the_experts_activation_may_be_kept_narrower() -> None:
+    found = parts(spec(gated=True), activation_input_dtype="fp8")
+    assert found["up"].saves[-1] == Saved(name="m.up.output", bytes=R * 32 * 1.0)
+    assert found["activation"].forward[-1] == Pointwise(bytes=R * 32 * 3.0, kernel="cast")

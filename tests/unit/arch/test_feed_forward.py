@@ -56,6 +56,19 @@ def test_the_output_of_an_activation_is_saved_as_the_next_product_reads_it() -> 
     assert _activation(FeedForwardSpec(hidden=11), gemm_dtype="fp8").saves == (Saved(name="a.output", bytes=77.0),)
 
 
+@pytest.mark.parametrize(("dtype", "each"), [("fp8", 1.0), ("e5m6", 1.5)])
+def test_the_input_of_an_activation_may_be_kept_narrower(dtype: str, each: float) -> None:
+    """2 x 77 inputs of a gate are copied into that dtype and, before the backward, out of it."""
+    spec = FeedForwardSpec(hidden=11, gated=True, activation="silu")
+    copy = Pointwise(bytes=154 * (2.0 + each), kernel="cast")
+    plain, found = _activation(spec), _activation(spec, activation_input_dtype=dtype)
+    assert found.forward == (*plain.forward, copy)
+    assert found.input_grad == (copy, *plain.input_grad)
+    assert found.saves == plain.saves
+    up = feed_forward(spec, width=5, shard=shard(), kernels=kernels(activation_input_dtype=dtype), name="f")[1]
+    assert up.saves == (Saved(name="f.up.output", bytes=420 * 22 * each),)
+
+
 @pytest.mark.parametrize(("gated", "columns"), [(False, 24), (True, 48)])
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_feed_forward_under_tensor_parallelism(gated: bool, columns: int, bias: bool) -> None:

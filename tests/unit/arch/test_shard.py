@@ -17,10 +17,12 @@ COPIED = (
     "attention_kernel", "fused_softmax", "fused_bias_activation", "fused_bias_dropout", "fused_norm", "fused_rope",
     "fused_cross_entropy", "parallel_cross_entropy", "compiled", "logits_dtype", "overlap_tp_grad", "expert_dispatch",
     "logits_fraction", "gates_in_activation", "experts_pointwise", "narrow_attention",
+    "activation_input_dtype", "attention_output_dtype",
     "softmax_dtype", "copies_heads", "separate_qkv", "fuses_reductions",
 )  # fmt: skip
 OTHER = {"attention_kernel": "fa9", "logits_dtype": "fp64", "expert_dispatch": "einsum", "logits_fraction": 0.15,
-         "experts_pointwise": "epilogue", "softmax_dtype": ""}
+         "experts_pointwise": "epilogue", "activation_input_dtype": "fp8", "attention_output_dtype": "e5m6",
+         "softmax_dtype": ""}
 
 
 @pytest.mark.parametrize("name", COPIED)
