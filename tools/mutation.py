@@ -202,6 +202,9 @@ class Mutator:
 
     def _mutate(self, file: Path) -> None:
         name, sample = str(file.relative_to(ROOT)), self.options.sample
+        if sample and _content_of_whole(name, self.options.out) == self.contents[file]:
+            print(f"{name}: left out, this code was mutated whole", file=sys.stderr, flush=True)
+            return
         module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
         every = mutants_of(file)
         if content(file) != self.contents[file]:
@@ -282,11 +285,17 @@ def written(name: str, result: Result, options: argparse.Namespace) -> None:
         "survivors": [{"function": m.function, "change": m.change, "status": status,
                        "reason": reasons.get((m.function, m.change), UNEXPLAINED)} for m, status in left],
     }  # fmt: skip
+    # A file stands in one of the two tables.
     (samples if options.sample else files)[name] = entry
-    if not options.sample:
-        samples.pop(name, None)
+    (files if options.sample else samples).pop(name, None)
     kept = {"files": dict(sorted(files.items())), "samples": dict(sorted(samples.items()))}
     out.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+def _content_of_whole(name: str, out: Path) -> str:
+    """The digest of the code that was mutated whole; nothing where none was."""
+    found = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    return str(found.get("files", {}).get(name, {}).get("content", ""))
 
 
 def _commit() -> str:

@@ -65,10 +65,11 @@ def test_groups_of_micro_batches_widen_the_interleaved_warm_up() -> None:
     assert peak_in_flight("interleaved", pp=2, micro_batches=8, rank=0, vp=3, group_size=groups).tolist() == [7, 11]
 
 
-@pytest.mark.parametrize(("seconds", "longest"), [((2.0, 3.0, 2.5), 3.0), ((3.0, 2.0, 1.0), 4.0), ((5.0, 2.0, 4.0),
-5.0)])
+@pytest.mark.parametrize(
+    ("seconds", "longest"), [((2.0, 3.0, 2.5), 3.0), ((3.0, 2.0, 1.0), 4.0), ((5.0, 2.0, 4.0), 5.0)]
+)
 def test_zb_h1_waits_for_the_longest_of_its_three_cases(seconds: tuple[float, float, float], longest: float) -> None:
-    """B, F + B - W and F is the longest in turn; every rank but the first waits for it once (Qi et al. 2023, table 2)."""
+    """B, F + B - W and F is the longest in turn; p - 1 ranks wait for it once (Qi et al. 2023, table 2)."""
     f, b, w = seconds
     found = step_time_s("zb-h1", forward_s=f, input_grad_s=b, weight_grad_s=w, pp=5, micro_batches=20)
     assert found == 20 * (f + b + w) + 4 * longest
