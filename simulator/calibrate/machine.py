@@ -9,9 +9,9 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
+from simulator.calibrate.devices import Host, device_of
 from simulator.calibrate.fit import Fitted, curve, fit_kernels
 from simulator.calibrate.launch import run_ranks
 from simulator.calibrate.sharing import slowdowns
@@ -27,24 +27,27 @@ NOTHING_S = 1e-12
 FREE = ("layernorm_weight_grad", "rmsnorm_weight_grad", "unfused_norm_weight_grad")
 
 
-def calibrate(*, quick: bool = False, ranks: int = 4, dtypes: tuple[str, ...] = ("fp32",)) -> dict[str, Any]:
-    """A machine file's contents, measured now on this machine's processor: no training step is run.
+def calibrate(
+    *, quick: bool = False, ranks: int = 4, dtypes: tuple[str, ...] = ("fp32",), device: str = "cpu"
+) -> dict[str, Any]:  # fmt: skip
+    """A machine file's contents, measured now: no training step is run.
 
-    `ranks` is the largest number of ranks that collectives are measured on (2 to 16). Raises InputError for other
-    numbers, and when a worker fails.
+    `device` "cpu" measures one thread of the processor and collectives of up to `ranks` ranks (2 to 16), "cuda" the
+    kernels of one GPU. Raises InputError for other numbers, where torch finds no GPU, and when a worker fails.
     """
     if not 2 <= ranks <= 16:
         raise InputError([Problem(f"{ranks} ranks: 2 to 16 can be calibrated.", "--ranks")])
+    measured = device_of(device)
+    hardware = measured.hardware()
     begun, load = time.monotonic(), os.getloadavg()[0]
-    task = {"quick": quick, "dtypes": dtypes, "rounds": 2 if quick else 5, "budget_s": QUICK_S if quick else FULL_S}
+    task = {"quick": quick, "dtypes": dtypes, "device": device, "rounds": 2 if quick else 5,
+            "budget_s": QUICK_S if quick else FULL_S}  # fmt: skip
     timed = run_ranks("simulator.calibrate.worker", task, 1, timeout_s=900.0)[0]
-    task = {"sizes": QUICK_SIZES if quick else SIZES, "large_sizes": () if quick else LARGE_SIZES,
-            "rounds": 1 if quick else 3}  # fmt: skip
-    network = run_ranks("simulator.calibrate.network", task, ranks, timeout_s=600.0)
+    network = _network(quick=quick, ranks=ranks) if device == "cpu" else []
     fitted = fit_kernels(timed["rows"])
-    machine = fingerprint() | {
+    machine = fingerprint(hardware) | {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "ranks": ranks,
+        "ranks": ranks if network else 1,
         "wall_s": round(time.monotonic() - begun, 1),
         "load_before": load,
         "load_after": os.getloadavg()[0],
@@ -52,30 +55,36 @@ def calibrate(*, quick: bool = False, ranks: int = 4, dtypes: tuple[str, ...] = 
         "reference_s": {name: statistics.median(turn[name] for turn in timed["references"])
                         for name in ("product", "memory")},
     }
-    return document(fitted, network, machine, dtypes)
+    return document(fitted, network, machine, dtypes, hardware)
 
 
-def fingerprint() -> dict[str, Any]:
+def _network(*, quick: bool, ranks: int) -> list[Any]:
+    """What every rank timed of collectives, of kernels beside other ranks', and of sharding."""
+    task = {"sizes": QUICK_SIZES if quick else SIZES, "large_sizes": () if quick else LARGE_SIZES,
+            "rounds": 1 if quick else 2}  # fmt: skip
+    return run_ranks("simulator.calibrate.network", task, ranks, timeout_s=600.0)
+
+
+def fingerprint(hardware: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Processor, cores, system and versions."""
     from importlib.metadata import version
 
-    return {"processor": _processor(), "cores": os.cpu_count() or 1, "system": platform.platform(terse=True),
+    found = hardware or Host().hardware()
+    return {"processor": found["processor"], "cores": found["cores"], "system": platform.platform(terse=True),
             "python": platform.python_version(), "torch": version("torch")}  # fmt: skip
 
 
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def document(
-    fitted: Fitted, network: list[Mapping[str, Any]], machine: dict[str, Any], dtypes: tuple[str, ...]
-) -> dict[str, Any]:
-    """The tables of a machine file (simulator/spec/machine_file.py)."""
+    fitted: Fitted, network: list[Mapping[str, Any]], machine: dict[str, Any], dtypes: tuple[str, ...],
+    hardware: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The tables of a machine file (simulator/spec/machine_file.py); without a network, one rank's."""
+    hardware = hardware or Host().hardware()
+    sums: dict[str, Any] = dict(fitted.sums)
+    shared: dict[str, Any] = {}
+    if network:
+        sums["sharding"] = sharding(network)
+        shared = slowdowns([answer["shared"] for answer in network])
     curves = dict(fitted.curves)
     curves["add"] = curves["plain"]
     curves["lookup"] = [
@@ -86,20 +95,18 @@ def document(
     peaks = {dtype: f"{1e-9 * 2.0 / fitted.sums[f'gemm.{dtype}']['mnk_s']:.4g} GFLOP/s" for dtype in dtypes}
     copied = curves["plain"][-1]
     return {
-        "title": f"{machine['processor']}, {machine['cores']} cores, one thread per rank",
-        "generation": "cpu",
-        "vendor": machine["processor"].split()[0],
+        "title": hardware["title"],
+        "generation": hardware["generation"],
+        "vendor": hardware["vendor"],
         "machine": machine,
         "device": {
-            "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.4g} GiB",
+            "memory": hardware["memory"],
             "memory_bandwidth": f"{1e-9 * copied[0] / copied[1]:.4g} GB/s",
             "vector": peaks[dtypes[0]],
             "peak": peaks,
         },
-        "kernels": {"sums": {**fitted.sums, "sharding": sharding(network)}, "curves": curves,
-                    "residuals": fitted.residuals,
-                    "sharing": slowdowns([answer["shared"] for answer in network])},
-        "collectives": collectives(network),
+        "kernels": {"sums": sums, "curves": curves, "residuals": fitted.residuals, "sharing": shared},
+        "collectives": collectives(network) if network else {},
     }  # fmt: skip
 
 

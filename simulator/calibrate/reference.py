@@ -6,24 +6,27 @@ else separates that drift from a prediction's own error.
 
 from __future__ import annotations
 
-import time
-
 import torch
+
+from simulator.calibrate.devices import Host, Measured
 
 
 class Reference:
     """A product that fits a cache, and a sum that does not."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: Measured | None = None) -> None:
+        self.device = device or Host()
         self.a, self.b = torch.ones(512, 512), torch.ones(512, 512)
         self.x, self.y = torch.ones(4_000_000), torch.ones(4_000_000)
 
     def seconds(self) -> dict[str, float]:
-        """Processor seconds of each."""
-        start = time.process_time()
+        """Seconds of each on its device."""
+        return {"product": self.device.seconds(self._products) / 8, "memory": self.device.seconds(self._sums) / 3}
+
+    def _products(self) -> None:
         for _ in range(8):
             torch.mm(self.a, self.b)
-        middle = time.process_time()
+
+    def _sums(self) -> None:
         for _ in range(3):
             torch.add(self.x, self.y, out=self.x)
-        return {"product": (middle - start) / 8, "memory": (time.process_time() - middle) / 3}

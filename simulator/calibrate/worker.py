@@ -1,4 +1,4 @@
-"""Times every bench in interleaved rounds on one thread, in processor seconds: run as a module by `launch`."""
+"""Times every bench in interleaved rounds, in seconds of one thread or of one device: run as a module by `launch`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simulator.calibrate.devices import Host, Measured, device_of
 from simulator.calibrate.kernels import Bench, benches
 from simulator.calibrate.reference import Reference
 
 RESIDENT_ELEMENTS = 12e6
 """Elements of the copies that one pass runs over: beyond the last-level cache of usual processors."""
 COPIES = 32
+HOST = Host()
 SLICE_S = 0.012
-"""Processor time of one timing: a thousand times the clock's grain."""
+"""Time of one timing: a thousand times the clock's grain."""
 
 
 def copies_of(bench: Bench, resident_elements: float = RESIDENT_ELEMENTS) -> list[list[Tensor]]:
@@ -29,7 +31,9 @@ def copies_of(bench: Bench, resident_elements: float = RESIDENT_ELEMENTS) -> lis
     return [first, *(bench.make() for _ in range(int(min(max(resident_elements / size, 2), COPIES)) - 1))]
 
 
-def time_bench(bench: Bench, copies: list[list[Tensor]] | None = None) -> tuple[float, float | None]:
+def time_bench(
+    bench: Bench, copies: list[list[Tensor]] | None = None, device: Measured = HOST
+) -> tuple[float, float | None]:  # fmt: skip
     """(forward, backward) seconds of one call.
 
     A training step writes every output to memory that no cache holds, because it keeps them for the backward: calls
@@ -39,24 +43,21 @@ def time_bench(bench: Bench, copies: list[list[Tensor]] | None = None) -> tuple[
     forward, backward, count = 0.0, 0.0, 0
     warm = False
     while not warm or count == 0 or (forward + backward < SLICE_S and count < 2000):
-        there, back = _pass(bench, copies)
+        there, back = _pass(bench, copies, device)
         if warm:
             forward, backward, count = forward + there, backward + back, count + len(copies)
         warm = True
     return forward / count, backward / count if bench.backward is not None else None
 
 
-def _pass(bench: Bench, copies: list[list[Tensor]]) -> tuple[float, float]:
+def _pass(bench: Bench, copies: list[list[Tensor]], device: Measured) -> tuple[float, float]:
     """Seconds of one forward pass over the copies, and of one backward pass where there is one."""
-    start = time.process_time()
-    outputs = [bench.run(*inputs) for inputs in copies]
-    forward = time.process_time() - start
+    outputs: list[Tensor] = []
+    forward = device.seconds(lambda: outputs.extend([bench.run(*inputs) for inputs in copies]))
     if bench.backward is None:
         return forward, 0.0
     gradients = [torch.ones_like(output) for output in outputs]
-    start = time.process_time()
-    torch.autograd.backward(outputs, gradients)
-    backward = time.process_time() - start
+    backward = device.seconds(lambda: torch.autograd.backward(outputs, gradients))
     for inputs in copies:
         for tensor in inputs:
             tensor.grad = None
@@ -67,21 +68,22 @@ def main() -> None:
     """Read task.json, time in rounds until the time is up (two at least, if so many are asked), write all seconds."""
     folder, rank = Path(sys.argv[1]), sys.argv[2]
     task: dict[str, Any] = json.loads((folder / "task.json").read_text(encoding="utf-8"))
-    torch.set_num_threads(1)
+    device = device_of(task["device"])
+    device.use()
     torch.manual_seed(0)
     begun = time.monotonic()
     found = [bench for dtype in task["dtypes"] for bench in benches(dtype, quick=task["quick"])]
     order = list(range(len(found)))
     seconds: list[list[tuple[float, float | None]]] = [[] for _ in found]
     rounds = 0
-    reference, references = Reference(), []
+    reference, references = Reference(device), []
     # Another round when it still fits: it takes as long as the mean of those before.
     while rounds < min(2, task["rounds"]) or (
         rounds < task["rounds"] and (time.monotonic() - begun) * (rounds + 1) / max(rounds, 1) < task["budget_s"]
     ):
         random.Random(rounds).shuffle(order)  # noqa: S311
         for index in order:
-            seconds[index].append(time_bench(found[index]))
+            seconds[index].append(time_bench(found[index], device=device))
             if index % 4 == 0:
                 references.append(reference.seconds())
         rounds += 1

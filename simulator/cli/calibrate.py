@@ -10,7 +10,8 @@ from simulator.cli.options import json_option, print_json
 
 
 @click.command("calibrate")
-@click.option("--device", type=click.Choice(["cpu"]), default="cpu", show_default=True, help="What to measure.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
+              help="The processor and gloo, or the kernels of one GPU.")  # fmt: skip
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.toml",
               help="Write the machine file here; every command takes it for a cluster.")  # fmt: skip
 @click.option("--quick", is_flag=True, help="Fewer sizes and rounds: under a minute on an idle machine.")
@@ -31,8 +32,7 @@ def command(*, device: str, out: Path, quick: bool, ranks: int, dtypes: tuple[st
     from simulator.calibrate.machine import calibrate
     from simulator.calibrate.write import toml_text
 
-    del device
-    found = calibrate(quick=quick, ranks=ranks, dtypes=dtypes)
+    found = calibrate(quick=quick, ranks=ranks, dtypes=dtypes, device=device)
     out.write_text(toml_text(found), encoding="utf-8")
     if as_json:
         print_json(found)

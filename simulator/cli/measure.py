@@ -23,8 +23,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @json_option
 def command(*, suite: str, out: Path | None, machine: Path | None, given: Path | None, rounds: int, quick: bool,
             as_json: bool) -> None:  # fmt: skip
-    """Run the training steps of SUITE (tiny, single, full or bf16) and compare them with their predictions.
+    """Run the training steps of SUITE and compare them with their predictions.
 
+    SUITE is tiny, single, full or bf16, or gpu, which runs on one CUDA device and takes its own time for the figure.
     The primary figure is processor seconds summed over ranks, in fp32 with one thread per rank: it does not depend on
     what else the machine runs. Needs torch (`pip install shardwise[torch]`).
 
@@ -56,13 +57,13 @@ def command(*, suite: str, out: Path | None, machine: Path | None, given: Path |
 def _calibrated(out: Path | None, suite: str, *, quick: bool) -> Path:
     from simulator.calibrate.machine import calibrate
     from simulator.calibrate.write import toml_text
-    from simulator.measure.suite import suite_of
+    from simulator.measure.suite import device_for, suite_of
 
     path = (out or Path("machine.csv")).with_suffix(".toml")
     # fp32 first: what moves bytes is measured in it.
     dtypes = tuple(sorted({case.run.precision for case in suite_of(suite)}, reverse=True))
     _say(f"calibrating {' and '.join(dtypes)}")
-    path.write_text(toml_text(calibrate(quick=quick, dtypes=dtypes)), encoding="utf-8")
+    path.write_text(toml_text(calibrate(quick=quick, dtypes=dtypes, device=device_for(suite))), encoding="utf-8")
     click.echo(f"wrote {path}", err=True)
     return path
 

@@ -12,15 +12,15 @@ from typing import Any
 
 from simulator.arch.parameters import parameters
 from simulator.measure.predict import Prediction, predict
-from simulator.measure.suite import Case, model_of, suite_of
+from simulator.measure.suite import GPU, Case, model_of, suite_of
 from simulator.measure.table import Measured
 from simulator.spec.machine_file import slowdown
 from simulator.spec.reading import read_document
 from simulator.validate.metrics import kendall_tau
 
 OVERHEAD_S, OVERHEAD_TOKENS, SMALL_PARAMETERS = 0.1, 128, 8e6
-"""Steps shorter than this (per rank), with no more tokens per rank, or of smaller models on several ranks are dominated
-by overhead."""
+"""A processor's steps shorter than this (per rank), with no more tokens per rank, or of smaller models on several ranks
+are dominated by overhead."""
 QUIET_LOAD = 3.0
 """Runnable processes besides the ranks above which elapsed times are not scored: the one-minute average still holds
 the ranks of the cases before."""
@@ -80,6 +80,8 @@ class Scored:
         ranks = self.case.strategy.devices
         if self.case.run.precision != "fp32":
             return "bf16"
+        if self.measured.suite == GPU:
+            return "single process"
         short = self.measured.cpu_s / ranks < OVERHEAD_S or self.case.tokens / ranks <= OVERHEAD_TOKENS
         if short or (ranks > 1 and parameters(model_of(self.case.model)).total < SMALL_PARAMETERS):
             return "overhead"

@@ -41,6 +41,7 @@ class Case:
                  f"m{micro_batches}" if micro_batches > 1 else "",
                  "recompute" if s.recompute == "full" else "", self.run.attention or "",
                  self.run.precision if self.run.precision != "fp32" else "",
+                 self.run.optimizer if self.run.optimizer != "adamw" else "",
                  f"b{s.micro_batch}", f"s{self.run.seq_len}"]  # fmt: skip
         return " ".join([self.model, *filter(None, words)])
 
@@ -129,12 +130,13 @@ def model_of(name: str) -> ModelSpec:
 
 
 def case(
-    model: str, sequences: int, seq_len: int, *, attention: str = "", precision: str = "fp32", **strategy: Any
+    model: str, sequences: int, seq_len: int, *, attention: str = "", precision: str = "fp32",
+    optimizer: str = "adamw", **strategy: Any,
 ) -> Case:  # fmt: skip
     """A case with so many sequences per step; the strategy's micro-batch fills what the rest leaves."""
     degrees = Strategy(**{"sequence_parallel": False, "schedule": "1f1b", "context_kind": "all-gather", **strategy})
     micro = strategy.get("micro_batch", sequences // degrees.dp)
-    run = Run(global_batch=sequences, seq_len=seq_len, precision=precision, optimizer="adamw", framework=FRAMEWORK,
+    run = Run(global_batch=sequences, seq_len=seq_len, precision=precision, optimizer=optimizer, framework=FRAMEWORK,
               attention=attention, target_seq_len=seq_len if len(model_of(model).stacks) > 1 else 0)  # fmt: skip
     return Case(model=model, run=run, strategy=replace(degrees, micro_batch=micro))
 
@@ -205,12 +207,33 @@ BF16 = (
 """Without bf16 units a processor takes fifteen times as long as in fp32."""
 
 
+def _gpu() -> list[Case]:
+    """Single-device steps of a GPU: large enough batches that its kernels outlast their launches."""
+    plain = [("gpt-9m", 32, 256), ("gpt-25m", 16, 512), ("gpt-42m", 16, 512), ("gpt-42m", 8, 1024),
+             ("bert-17m", 32, 512), ("llama-15m", 32, 512), ("t5-13m", 32, 512), ("switch-20m", 32, 512)]  # fmt: skip
+    return [
+        *(case(*sizes, precision=precision) for precision in ("fp32", "bf16") for sizes in plain),
+        *(case("gpt-42m", 16, 512, precision=precision, **how) for precision in ("fp32", "bf16")
+          for how in ({"attention": "unfused"}, {"recompute": "full"}, {"optimizer": "sgd"}, {"micro_batch": 4})),
+    ]  # fmt: skip
+
+
+GPU = "gpu"
+"""The suite that runs on a CUDA device; the others run on the processor."""
+
+
+def device_for(suite: str) -> str:
+    """What a suite runs on: "cuda" or "cpu"."""
+    return "cuda" if suite == GPU else "cpu"
+
+
 def suite_of(name: str) -> tuple[Case, ...]:
-    """The cases of a suite: "tiny" (a minute), "single" (one process), "full" (fp32 on 1, 2 and 4 processes), "bf16".
+    """The cases of a suite: "tiny" (a minute), "single" (one process), "full" (fp32 on 1, 2 and 4 processes), "bf16",
+    "gpu" (one CUDA device, fp32 and bf16).
 
     Raises InputError for another name.
     """
-    suites = {"tiny": lambda: TINY, "single": _single, "bf16": lambda: BF16,
+    suites = {"tiny": lambda: TINY, "single": _single, "bf16": lambda: BF16, GPU: _gpu,
               "full": lambda: [*_single(), *_double(), *_quadruple()]}  # fmt: skip
     if name not in suites:
         raise InputError([Problem(f"no suite is called {name}.", "", did_you_mean(name, suites))])

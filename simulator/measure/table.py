@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from simulator.errors import InputError, Problem
-from simulator.measure.suite import Case, case_of, model_of
+from simulator.measure.suite import Case, case_of, device_for, model_of
 from simulator.validate.runs import COLUMNS, GIB, PublishedRun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """One case. Times are of one step; `cpu` times are processor seconds summed over ranks."""
+    """One case. Times are of one step; `cpu` times are processor seconds summed over ranks, a GPU's own on a GPU."""
 
     suite: str
     case: str
@@ -41,7 +41,7 @@ class Measured:
     memory_s: float
     """Processor seconds of the two reference kernels beside these steps: how fast the machine was."""
     peak_memory_bytes: float
-    """Of rank 0, by torch's memory tracker; 0 where it was not asked."""
+    """Of rank 0, by torch's memory tracker (a GPU's by its allocator); 0 where it was not asked."""
     load: float
     """Runnable processes besides the ranks (one-minute load average less the ranks, at least 0) when it ended."""
 
@@ -98,7 +98,7 @@ def run_columns(row: Measured, case: Case) -> dict[str, Any]:
     return {
         **_dimensions(case), "run_id": f"{row.suite}/{row.case}", "family": "measured", "source": "shardwise measure",
         "table": row.suite, "system": f"torch ({run.framework})", "train_kind": "pretrain", "model": case.model,
-        "seq_len": run.seq_len, "device": "cpu", "devices": row.ranks, "devices_per_node": row.ranks,
+        "seq_len": run.seq_len, "device": device_for(row.suite), "devices": row.ranks, "devices_per_node": row.ranks,
         "tp": s.tp, "sp": int(s.sequence_parallel), "cp": s.cp, "pp": s.pp, "vp": s.vp, "dp": s.dp, "zero": s.zero,
         "ep": s.ep, "etp": s.etp, "schedule": s.schedule if s.pp > 1 else "", "micro_batch": s.micro_batch,
         "global_batch": run.global_batch, "recompute": s.recompute, "precision": run.precision,

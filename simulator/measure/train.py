@@ -36,7 +36,7 @@ class Trainer:
         parameters = [p for part in self.parts.values() for p in part.parameters()]
         self.flat = Flat(parameters, self.groups.by_axis["dp_cp"]) if self.strategy.zero == 1 else None
         held = [self.flat.shard] if self.flat else parameters
-        self.optimizer = torch.optim.AdamW(held, lr=1e-4, fused=True)
+        self.optimizer = optimizer_of(case.run.optimizer, held)
         self.order = make_order(self.strategy.schedule, pp=self.strategy.pp, micro_batches=self.micro_batches,
                                 vp=self.strategy.vp).of_rank(self.groups.place["pp"])  # fmt: skip
 
@@ -142,6 +142,13 @@ class Trainer:
         for parameters, group in ((dense, self.groups.by_axis["dp_cp"]), (experts, self.groups.by_axis["edp"])):
             if group is not None:
                 reduce_in_buckets(parameters, group)
+
+
+def optimizer_of(name: str, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """torch's fused AdamW, or its fused SGD with momentum."""
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr=1e-4, momentum=0.9, fused=True)
+    return torch.optim.AdamW(parameters, lr=1e-4, fused=True)
 
 
 @contextmanager

@@ -87,7 +87,7 @@ class MachineFile(_Table):
     machine: MachineTable
     device: DeviceTable
     kernels: KernelsTable
-    collectives: dict[Clock, dict[str, dict[Ranks, Points]]]
+    collectives: dict[Clock, dict[str, dict[Ranks, Points]]] = {}
     """Seconds over bytes of the full buffer, by clock (elapsed or spent by the processor), kind and ranks."""
 
 

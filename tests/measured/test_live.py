@@ -20,7 +20,7 @@ pytestmark = pytest.mark.loopback
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A calibration in one short round: too few sizes to be accurate, enough to be used."""
-    task = {"quick": True, "dtypes": ["fp32"], "rounds": 1, "budget_s": 1.0}
+    task = {"quick": True, "dtypes": ["fp32"], "rounds": 1, "budget_s": 1.0, "device": "cpu"}
     timed = run_ranks("simulator.calibrate.worker", task, 1, timeout_s=600.0)[0]
     task = {"sizes": [4096, 1 << 20, 1 << 23], "large_sizes": [], "rounds": 1}
     network = run_ranks("simulator.calibrate.network", task, 2, timeout_s=300.0)

@@ -13,7 +13,8 @@ import pytest
 from simulator import catalog
 from simulator.arch.layer import embedding_segment, head_segment, layer_segment, norm_segment
 from simulator.errors import InputError
-from simulator.measure.suite import MODELS, Case, case, model_of, suite_of
+from simulator.measure.run import measure
+from simulator.measure.suite import MODELS, Case, case, device_for, model_of, suite_of
 from simulator.measure.table import EXTRA, Measured, measured_case, read_table, table_text
 from simulator.parallel.lower import kernels_of, shard_for
 from simulator.validate.runs import COLUMNS, flags, read_runs
@@ -104,7 +105,42 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert isinstance(row, Measured)
 
 
-@pytest.mark.parametrize("suite", ["tiny", "single", "full", "bf16"])
+def test_a_gpus_suite_covers_its_variants() -> None:
+    """One device: both precisions, both attentions, checkpointing, two optimizers; every model."""
+    cases = suite_of("gpu")
+    assert len({entry.name for entry in cases}) == len(cases)
+    assert {entry.strategy.devices for entry in cases} == {1}
+    for precision in ("fp32", "bf16"):
+        held = [entry for entry in cases if entry.run.precision == precision]
+        assert {entry.model for entry in held} == set(MODELS) - {"gpt-1m"}
+        assert {entry.run.attention for entry in held} == {"", "unfused"}
+        assert {entry.run.optimizer for entry in held} == {"adamw", "sgd"}
+        assert {entry.strategy.recompute for entry in held} == {"none", "full"}
+    assert (device_for("gpu"), device_for("full")) == ("cuda", "cpu")
+
+
+def test_a_gpus_suite_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="no CUDA device"):
+        measure("gpu")
+
+
+def test_optimizers_of_the_suite_update() -> None:
+    """Plain momentum moves a parameter by lr times its gradient, AdamW's first step by about lr whatever it is."""
+    import torch
+
+    from simulator.measure.train import optimizer_of
+
+    for name, moved in (("sgd", 1e-4 * 5.0), ("adamw", 1e-4)):
+        value = torch.nn.Parameter(torch.zeros(3))
+        value.grad = torch.full((3,), 5.0)
+        optimizer_of(name, [value]).step()
+        assert value.detach().neg().tolist() == pytest.approx([moved] * 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("suite", ["tiny", "single", "full", "bf16", "gpu"])
 def test_every_row_is_one_of_the_table_of_runs_with_columns_after_it(suite: str, tmp_path: Path) -> None:
     """Read with the reader of published runs, a row says the case again: degrees, batch, dimensions, time, peak."""
     turn = {"cpu": 2.5, "wall": 1.25, "product": 3e-3, "memory": 1e-3}
