@@ -37,38 +37,33 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
-def fitted(question: Question, strategy: Strategy) -> Strategy | None:
+def fitted(question: Question, strategy: Strategy) -> Strategy:
     """A strategy with full recomputation of the fewest layers with which each rank fits, stated as plainly as it can be
-    (no recomputation, one number for all stages, a list); None where recomputing all does not fit either.
+    (no recomputation, one number for all stages, a list). Raises Infeasible where recomputing all does not fit either.
     """
     whole = replace(strategy, recompute="full", recompute_layers=0)
     program = lower(question.model, question.run, whole, question.framework)
     setting = Setting(run=question.run, strategy=whole, framework=question.framework, cluster=question.cluster,
                       groups=groups_of(question.cluster, whole))  # fmt: skip
     layers = _Fitting(program, setting).fewest(question.cluster.device.memory_bytes)
-    return None if layers is None else stated(whole, layers.tolist(), [int(stage.layers) for stage in program.stages])
+    return stated(whole, layers.tolist(), [int(stage.layers) for stage in program.stages])
 
 
-def fitted_on_its_split(balance: Balance, ceiling_s: float = math.inf) -> tuple[Strategy | None, float]:
+def fitted_on_its_split(balance: Balance, ceiling_s: float = math.inf) -> tuple[Strategy, float]:
     """The balanced split of a strategy with the fewest layers of each stage recomputed, those of that split, and a
-    floor of its seconds; all of them where the floor is no better than a ceiling [s]. None where nothing fits and where
-    the split is the even one.
+    floor of its seconds; all layers where the floor is no better than a ceiling [s], none where the split is the even
+    one, which stands for itself. Raises Infeasible where nothing fits.
     """
     strategy = balance.strategy
-    try:
-        split = balance.fitted_split().layers_per_stage
-    except Infeasible:
-        return None, 0.0
+    split = balance.fitted_split().layers_per_stage
     if split == layers_of_stages(sum(split), strategy.stages):
-        return None, 0.0
+        return replace(strategy, recompute="none"), 0.0
     whole = replace(strategy, layers_per_stage=split)
     floor_s = balance.floor_s(split, balance.least_recomputed(split))
     if floor_s >= ceiling_s:
         return whole, floor_s
     found = fitted(balance.question, whole)
-    if found is None or found.recompute == "none":
-        return found, floor_s
-    return found, balance.floor_s(split, found.recompute_layers)
+    return found, balance.floor_s(split, found.recompute_layers) if found.recompute == "full" else floor_s
 
 
 def one_stage_each(strategy: Strategy) -> bool:
@@ -103,11 +98,11 @@ class _Fitting:
         self.held = list(dict.fromkeys(held))
         self.group = np.array([self.held.index(stages) for stages in held])
 
-    def fewest(self, limit_bytes: float) -> Ints | None:
-        """Layers of each stage to recompute; None where all are not enough."""
+    def fewest(self, limit_bytes: float) -> Ints:
+        """Layers of each stage to recompute. Raises Infeasible where all are not enough."""
         high = np.array([self.layers[list(stages)].sum() for stages in self.held])
         if not self._fit(high, limit_bytes).all():
-            return None
+            raise Infeasible(["Recomputing every layer does not fit the memory of every rank."])
         low = np.zeros_like(high)
         while (low < high).any():
             middle = (low + high) // 2

@@ -156,8 +156,9 @@ class Scorer:
         offered = rows[(self.fitted & steps.fits & (layers != 0))[rows]]
         if offered.size:
             fewest_s = block.fitted_s(zero, schedule, self.limit_bytes)
+            least_bytes = block.memory_bytes("full", zero, schedule)
             entry = Entry(chosen=chosen, rows=whole.rows, kept=fits, layers=np.full(len(fits), FITTED),
-                          bound_s=fewest_s, memory_bytes=memory, refused=(~fits).astype(np.int64))  # fmt: skip
+                          bound_s=fewest_s, memory_bytes=least_bytes, refused=(~fits).astype(np.int64))  # fmt: skip
             yield entry.among(offered)
 
     def _balanced(self, chosen: Mapping[str, Any], rows: Ints, steps: Steps | None) -> Iterator[Entry]:
@@ -202,8 +203,9 @@ class Scorer:
         yield Entry(chosen=chosen, rows=rows, kept=fits & mine.some, layers=layers, bound_s=bound, memory_bytes=memory,
                     refused=mine.refused(layers) * mine.some)  # fmt: skip
         if mine.fits and (offered := self.fitted[rows]).any():
+            least_bytes = floors["full"].memory_floor_bytes(None)
             entry = Entry(chosen=chosen, rows=rows, kept=fits, layers=np.full(len(rows), FITTED),
-                          bound_s=floors["full"].fitted_floor_s(self.limit_bytes), memory_bytes=memory,
+                          bound_s=floors["full"].fitted_floor_s(self.limit_bytes), memory_bytes=least_bytes,
                           refused=(~fits).astype(np.int64))  # fmt: skip
             yield entry.among(offered)
 

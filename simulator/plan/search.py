@@ -11,7 +11,6 @@ import heapq
 import math
 import time
 from bisect import insort
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -25,6 +24,7 @@ from simulator.plan.balance import Balance
 from simulator.plan.bounds import least_step_time_s, runs_alike
 from simulator.plan.fitted import fitted, fitted_on_its_split, one_stage_each
 from simulator.plan.ladder import FITTED
+from simulator.plan.objectives import Objective
 from simulator.plan.pool import Name, Pool
 from simulator.plan.score import Question, Sieve
 from simulator.plan.space import Space
@@ -33,42 +33,6 @@ from simulator.spec.strategy import Strategy
 
 SLACK = 1e-9
 """Relative rounding that a bound over arrays may have against the scalar run."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Objective:
-    """What is minimised: a key with the step time last, so that ties go to the faster. Bounds give keys too."""
-
-    name: str
-    key: Callable[[float, float], tuple[float, ...]]
-    """(step time [s], peak memory [B]) to what is minimised."""
-    words: str
-    """What it asks for on a given number of devices."""
-
-
-def _step(step_s: float, _memory_bytes: float) -> tuple[float, ...]:
-    return (step_s,)
-
-
-def _memory(step_s: float, memory_bytes: float) -> tuple[float, ...]:
-    return (memory_bytes, step_s)
-
-
-_FOLLOWS = "with the devices given, the least step time"
-OBJECTIVES = {
-    name: Objective(name=name, key=key, words=words)
-    for name, key, words in (
-        ("tokens_per_s", _step, f"most tokens per second: {_FOLLOWS}"),
-        ("step_time", _step, "least step time"),
-        ("tokens_per_s_per_device", _step, f"most tokens per second and device: {_FOLLOWS}"),
-        ("memory", _memory, "most memory left free, then the least step time"),
-        ("days", _step, f"fewest days of training: {_FOLLOWS}, but for the time that saving checkpoints takes"),
-        ("dollars", _step, f"fewest dollars: {_FOLLOWS}, but for what saving checkpoints costs"),
-    )
-}
-"""What a plan may ask for on a given number of devices (days and dollars: see `plan/money.py`; how many devices: see
-`plan/scaling.py`).
-"""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -253,15 +217,17 @@ class _Search:
         for one number where those were left out as no faster.
         """
         strategy, lists = self.pool.strategy(name, FITTED), False
-        if self.pool.split(name) == "even":
-            found, floor_s = fitted(self.question, strategy), bound_s
-            lists = not self.timed or not one_stage_each(strategy)
-        else:
-            balance = Balance(self.question, strategy, self.pool.layer_costs(name, "full"))
-            found, floor_s = fitted_on_its_split(balance, self.ceiling_s())
-        if found is None:
+        try:
+            if self.pool.split(name) == "even":
+                found, floor_s = fitted(self.question, strategy), bound_s
+                lists = not self.timed or not one_stage_each(strategy)
+            else:
+                balance = Balance(self.question, strategy, self.pool.layer_costs(name, "full"))
+                found, floor_s = fitted_on_its_split(balance, self.ceiling_s())
+        except Infeasible:
             self.unfit += 1
-        elif found.recompute == "full" and not (lists and isinstance(found.recompute_layers, int)):
+            return
+        if found.recompute == "full" and not (lists and isinstance(found.recompute_layers, int)):
             floor_s = max(floor_s, bound_s)
             key = self.objective.key(floor_s, memory_bytes)
             self._wait(_Waiting(key, name, FITTED, floor_s, memory_bytes, found, None))

@@ -27,10 +27,11 @@ from simulator.parallel.seats import Seat, Seating, seating, setting_of
 from simulator.parallel.timing import SegmentTime, segment_times
 from simulator.plan.limits import SPLITS, Limits
 from simulator.plan.money import Ledger
+from simulator.plan.objectives import OBJECTIVES
 from simulator.plan.partition import best_split, between
 from simulator.plan.result import Plan, Planned
 from simulator.plan.score import Question
-from simulator.plan.search import OBJECTIVES, Found
+from simulator.plan.search import Found
 from simulator.result import Estimate
 from simulator.schedule.order import Order
 from simulator.spec.hardware import Cluster

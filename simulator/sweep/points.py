@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from simulator.errors import Complaints, InputError, Problem, did_you_mean
-from simulator.plan.search import OBJECTIVES
+from simulator.plan.objectives import OBJECTIVES
 from simulator.plan.words import limits_of
 from simulator.spec.reading import Document, read_document
 from simulator.spec.run import Run

@@ -135,6 +135,12 @@ def test_ranks_with_several_stages_recompute_the_first_ones_first_and_no_fewer_f
         assert not _estimate(question, replace(base, recompute_layers=tuple(fewer))).fits
 
 
+def _worked_out(question, strategy, split) -> Strategy:
+    if split == "even":
+        return fitted(question, strategy)
+    return fitted_on_its_split(Balance(question, strategy, layer_costs(question, strategy)))[0]
+
+
 def _stages(schedule, rank, pp, stages):
     return range(rank, stages, pp) if schedule == "interleaved" else (rank, stages - 1 - rank)
 
@@ -149,7 +155,8 @@ def test_what_fits_is_stated_as_plainly_as_it_can_be() -> None:
         found = stated(base, numbers, (2, 3, 2))
         assert (found.recompute, found.recompute_layers) == (kind, layers)
     tight = _question(DENSE, 1e9)
-    assert fitted(tight, Strategy(pp=4, recompute="full")) is None
+    with pytest.raises(sim.Infeasible):
+        fitted(tight, Strategy(pp=4, recompute="full"))
     assert fitted(_question(DENSE, 80e9), Strategy(pp=4, recompute="full")).recompute == "none"
 
 
@@ -169,7 +176,7 @@ def test_the_balanced_split_of_what_is_recomputed_has_no_slower_slowest_stage(ki
             except sim.Infeasible:
                 continue
         found, floor_s = fitted_on_its_split(balance)
-        if found is not None:
+        if found.layers_per_stage:
             answer = _estimate(question, found)
             assert answer.fits
             assert floor_s <= answer.step_time_s * (1 + 1e-9)
@@ -198,11 +205,11 @@ def test_bounds_of_what_just_fits_never_exceed_the_engine(model) -> None:
                 pool.close(np.inf)
                 for index in np.flatnonzero(pool.layers == FITTED).tolist():
                     strategy = pool.strategy(pool.name(index), FITTED)
-                    if scores.chosen["split"] == "even":
-                        found = fitted(question, strategy)
-                    else:
-                        found, _ = fitted_on_its_split(Balance(question, strategy, layer_costs(question, strategy)))
-                    if found is None or not isinstance(found.recompute_layers, tuple):
+                    try:
+                        found = _worked_out(question, strategy, scores.chosen["split"])
+                    except sim.Infeasible:
+                        continue
+                    if not isinstance(found.recompute_layers, tuple):
                         continue
                     answer = _estimate(question, found)
                     seen.add((strategy.schedule, scores.chosen["split"]))
