@@ -14,7 +14,7 @@ from simulator.arch.feed_forward import activation, feed_forward
 from simulator.arch.linear import cast, linear, pointwise
 from simulator.arch.one_hot import one_hot_moves
 from simulator.arch.operations import Collective, GroupedGemm, Number, Operation, Pointwise, Saved, Weight
-from simulator.arch.shard import Kernels, Shard, is_split
+from simulator.arch.shard import LOW_PRECISIONS, Kernels, Shard, is_split
 from simulator.spec.model import ExpertsSpec, FeedForwardSpec
 
 
@@ -60,6 +60,21 @@ def experts(spec: ExpertsSpec, *, width: int, shard: Shard, kernels: Kernels, na
             spec.extra_feed_forward, width=width, shard=shard, kernels=kernels, name=f"{name}.extra", modules=("moe",)
         )
     return operations
+
+
+def _copies_again(spec: ExpertsSpec, shard: Shard, kernels: Kernels) -> Number:
+    """How often dropless rows are copied again between the order of their arrival and that of the grouped products.
+
+    A plain all-to-all brings rows rank by rank: with several experts on a rank they are sorted by expert (Megatron-LM
+    megatron/core/transformer/moe/token_dispatcher.py MoEAlltoAllTokenDispatcher, sort_chunks_by_idxs; a deduplicated
+    exchange sorts them only there, which `permute` counts). Narrow products take whole tiles of rows, to which each
+    expert's are padded (TransformerEngine Fp8Padding, where the software has no other way to pad).
+    """
+    if spec.capacity_factor if shard.capacity_factor is None else shard.capacity_factor:
+        return 0
+    several = np.logical_and(np.greater(shard.ep, 1), np.less(shard.ep, spec.count))
+    sorts = several * float(kernels.expert_dispatch == "all-to-all")
+    return sorts + float(kernels.pads_experts and kernels.gemm_dtype in LOW_PRECISIONS)
 
 
 def _shared_gate(name: str, tokens: Number, width: int, kernels: Kernels) -> Operation:
@@ -152,9 +167,10 @@ def _moves(
             name, tokens=shard.split_tokens, rows=rows, group=shard.routing_group or spec.routing_group, width=width,
             kernels=kernels, kept=(kept,),
         )  # fmt: skip
+    copied = rows * (1 + _copies_again(spec, shard, kernels) * shard.expert_sources)
     return (
-        _permute(f"{name}.permute", rows=rows, width=width, kernels=kernels, saves=_dispatch_saves(name, rows, spec)),
-        _permute(f"{name}.unpermute", rows=rows, width=width, kernels=kernels,
+        _permute(f"{name}.permute", rows=copied, width=width, kernels=kernels, saves=_dispatch_saves(name, rows, spec)),
+        _permute(f"{name}.unpermute", rows=copied, width=width, kernels=kernels,
                  saves=_combine_saves(name, rows, width, kernels)),
     )  # fmt: skip
 
@@ -162,7 +178,7 @@ def _moves(
 def _permute(
     name: str, *, rows: Number, width: int, kernels: Kernels, saves: tuple[Saved, ...]
 ) -> Operation:
-    """Copy tokens into expert order (or back, weighted by the gate): read and write each routed row."""
+    """Copy tokens into expert order (or back, weighted by the gate): read and write each copied row."""
     size = kernels.element_bytes
     return pointwise(
         name,

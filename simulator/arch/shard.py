@@ -47,6 +47,8 @@ class Kernels:
     """Routed rows are weighted by their gate inside the experts' activation."""
     experts_pointwise: str = "kernels"
     """What runs between the products of experts (see Framework)."""
+    pads_experts: bool = False
+    """Dropless rows are copied into padded buffers before narrow products, and back."""
     activation_input_dtype: str = ""
     """Dtype in which the input of a feed-forward's activation is kept for backward; empty: as it is."""
     attention_output_dtype: str = ""
@@ -119,6 +121,7 @@ def kernels_for(model: ModelSpec, run: Run, framework: Framework, *, overlap_tp:
         expert_dispatch=framework.expert_dispatch,
         gates_in_activation=framework.gates_in_activation,
         experts_pointwise=framework.experts_pointwise,
+        pads_experts=framework.pads_experts,
         activation_input_dtype=framework.activation_input_dtype,
         attention_output_dtype=framework.attention_output_dtype,
         narrow_attention=framework.narrow_attention,

@@ -88,6 +88,7 @@ class FrameworkFile(BaseModel):
     capacity_per_choice: bool = True
     gates_in_activation: bool = False
     experts_pointwise: Literal["kernels", "tensor-ops", "epilogue"] = "kernels"
+    pads_experts: bool = False
     activation_input_dtype: Literal["fp8", "e5m6", ""] = ""
     attention_output_dtype: Literal["fp8", "e5m6", ""] = ""
     narrow_attention: bool = False

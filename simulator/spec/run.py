@@ -81,6 +81,8 @@ class Framework:
     "tensor-ops" (besides, clamps and the outputs' biases, weighted by the gate in fp32, as tensor operations expert by
     expert) or "epilogue" (activation, clamps, biases and casts inside the grouped products where these are in 8 or
     fewer bits; else as "tensor-ops")."""
+    pads_experts: bool = False
+    """Before narrow products dropless rows are copied into buffers padded expert by expert, and back after them."""
     activation_input_dtype: str = ""
     """Dtype in which the input of a feed-forward's activation is kept for backward. Empty: as it is."""
     attention_output_dtype: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -271,3 +272,33 @@ def test_the_inputs_of_the_experts_activation_may_be_kept_narrower() -> None:
     found = parts(spec(gated=True), activation_input_dtype="fp8")
     assert found["up"].saves[-1] == Saved(name="m.up.output", bytes=R * 32 * 1.0)
     assert found["activation"].forward[-1] == Pointwise(bytes=R * 32 * 3.0, kernel="cast")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "changes", "copies"),
+    [
+        ({}, {}, 0), ({"ep": 4}, {}, 1), ({"ep": 12}, {}, 0), ({"ep": 4}, {"expert_dispatch": "deduplicated"}, 0),
+        ({"ep": 4, "capacity_factor": 1.0}, {"gemm_dtype": "fp8", "pads_experts": True}, 0),
+        ({"ep": 4}, {"gemm_dtype": "fp8", "pads_experts": True}, 2), ({"ep": 4}, {"pads_experts": True}, 1),
+        ({"ep": 12}, {"gemm_dtype": "mxfp8", "pads_experts": True}, 1), ({}, {"gemm_dtype": "fp8"}, 0),
+    ],
+)  # fmt: skip
+def test_rows_are_sorted_by_expert_where_several_wait_and_padded_where_products_are_narrow(
+    sizes: dict[str, Any], changes: dict[str, Any], copies: int
+) -> None:
+    """Each copy reads and writes 5 elements of 2 bytes a row, before the products and after them, and back."""
+    found = parts(spec(), sizes, **changes)
+    for name in ("permute", "unpermute"):
+        moved = Pointwise(bytes=R * 5 * 4.0 * (1 + copies), kernels=2, kernel="permute")
+        assert (found[name].forward, found[name].input_grad) == ((moved,), (replace(moved, kernel="permute_grad"),))
+        assert found[name].saves == parts(spec(), sizes)[name].saves
+
+
+def test_copies_after_an_expert_tensor_gather_are_of_all_its_rows() -> None:
+    found = parts(spec(), {"ep": 2, "etp": 4, "tp": 2, "sequence_parallel": True})["permute"]
+    assert found.forward[0].bytes == R / 2 * 5 * 4.0 * (1 + 4)
+
+
+def test_a_column_of_degrees_sorts_where_several_experts_wait() -> None:
+    found = parts(spec(), {"ep": np.array([1, 4, 12])})["permute"].forward[0]
+    assert list(found.bytes) == [R * 5 * 4.0, R * 5 * 8.0, R * 5 * 4.0]

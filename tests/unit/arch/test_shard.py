@@ -17,7 +17,7 @@ COPIED = (
     "attention_kernel", "fused_softmax", "fused_bias_activation", "fused_bias_dropout", "fused_norm", "fused_rope",
     "fused_cross_entropy", "parallel_cross_entropy", "compiled", "logits_dtype", "overlap_tp_grad", "expert_dispatch",
     "logits_fraction", "gates_in_activation", "experts_pointwise", "narrow_attention",
-    "activation_input_dtype", "attention_output_dtype",
+    "activation_input_dtype", "attention_output_dtype", "pads_experts",
     "softmax_dtype", "copies_heads", "separate_qkv", "fuses_reductions",
 )  # fmt: skip
 OTHER = {"attention_kernel": "fa9", "logits_dtype": "fp64", "expert_dispatch": "einsum", "logits_fraction": 0.15,
