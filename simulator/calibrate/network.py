@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from simulator.calibrate.sharing import Shared, time_sharding
+from simulator.calibrate.sharing import UNIT_BYTES, Shared, time_sharding
 
 KINDS = ("all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast", "send")
 CALLS_S = 0.08
@@ -107,6 +107,13 @@ def time_kind(kind: str, sizes: Sequence[int], ranks: int, group: Any, into: dic
         into.setdefault(f"{kind} {ranks} {size}", []).append([max(seconds, LEAST_S) for seconds in pair])
 
 
+def exchange_seconds(group: Any) -> float:
+    """Processor seconds of what a tiny sharded unit exchanges: two gathers and a scatter [s]. Collective."""
+    ranks = dist.get_world_size(group)
+    gather, scatter = (time_collective(kind, UNIT_BYTES, ranks, group)[1] for kind in ("all_gather", "reduce_scatter"))
+    return 2 * gather + scatter
+
+
 def main() -> None:
     """Collectives on 2, 4, ... ranks, kernels on 1, 2, ... ranks at once, and the host's part of sharding."""
     folder, rank, ranks = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -125,7 +132,7 @@ def main() -> None:
                     time_kind(kind, [*task["sizes"], *large], count, groups[count], times)
             dist.barrier()
         shared.time(counts, rank, turn)
-    sharding = time_sharding(groups[2]) if rank < 2 else None
+    sharding = time_sharding(groups[2], exchange_seconds(groups[2])) if rank < 2 else None
     dist.barrier()
     dist.destroy_process_group()
     answer = {"times": times, "shared": shared.timed, "sharding": sharding}

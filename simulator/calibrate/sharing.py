@@ -17,7 +17,7 @@ from simulator.calibrate.kernels import shared_benches
 from simulator.calibrate.reference import Reference
 from simulator.calibrate.worker import copies_of, time_bench
 
-RESIDENT_ELEMENTS = 6e6
+RESIDENT_ELEMENTS = 6_000_000
 """Elements of the inputs of each bench that a rank keeps: ranks at once exceed the last cache together."""
 Timed = dict[str, dict[str, list[float]]]
 """Seconds by what was timed and by how many ranks ran at once."""
@@ -75,12 +75,18 @@ def slowdowns(answers: Sequence[Timed]) -> dict[str, dict[str, float]]:
     return result
 
 
+WIDTH = 16
+UNITS, TENSORS = (2, 8), (2, 12)
+UNIT_BYTES = 4 * WIDTH * TENSORS[0]
+HOST_TURNS = 9
+
+
 class _Scales(nn.Module):
     """So many tiny parameters: what is left of a unit's time is the host's bookkeeping."""
 
     def __init__(self, tensors: int) -> None:
         super().__init__()
-        self.scales = nn.ParameterList([nn.Parameter(torch.ones(16)) for _ in range(tensors)])
+        self.scales = nn.ParameterList([nn.Parameter(torch.ones(WIDTH)) for _ in range(tensors)])
 
     def forward(self, x: Tensor) -> Tensor:
         for scale in self.scales:
@@ -88,15 +94,12 @@ class _Scales(nn.Module):
         return x
 
 
-UNITS, TENSORS = (2, 8), (2, 12)
-HOST_TURNS = 9
-
-
-def time_sharding(group: Any) -> dict[str, float]:
+def time_sharding(group: Any, exchange_s: float) -> dict[str, float]:
     """Host seconds of FSDP2 beyond its collectives, per pass ("call_s"), per unit and per parameter tensor. Collective.
 
-    Passes over units of tiny parameters (forward, backward, update), sharded and not; what they differ by, less the
-    collectives at that size, is bookkeeping: hooks, distributed tensors, buffers.
+    Passes over units of tiny parameters (forward, backward, update), sharded and not; what they differ by, less what a
+    unit exchanges (`exchange_s`: two gathers and a scatter of UNIT_BYTES), is bookkeeping: hooks, distributed tensors,
+    buffers.
     """
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -116,7 +119,7 @@ def time_sharding(group: Any) -> dict[str, float]:
                 max(middle[units, tensors, True] - middle[units, tensors, False], 1e-6))
                for units in UNITS for tensors in TENSORS]  # fmt: skip
     fitted, _ = fit_sum(entries)
-    return fitted | {"unit_s": max(fitted["unit_s"] - _tiny_collectives_s(group), 0.0)}
+    return fitted | {"unit_s": max(fitted["unit_s"] - exchange_s, 0.0)}
 
 
 def _pass(units: int, tensors: int, mesh: Any) -> Callable[[], None]:
@@ -130,17 +133,8 @@ def _pass(units: int, tensors: int, mesh: Any) -> Callable[[], None]:
     update = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
 
     def run() -> None:
-        model(torch.ones(16)).sum().backward()
+        model(torch.ones(WIDTH)).sum().backward()
         update.step()
         update.zero_grad(set_to_none=True)
 
     return run
-
-
-def _tiny_collectives_s(group: Any) -> float:
-    """Two gathers and a scatter of a unit, as small as it was above [s]."""
-    from simulator.calibrate.network import time_collective
-
-    ranks, size = dist.get_world_size(group), 4 * 16 * TENSORS[0]
-    gather = time_collective("all_gather", size, ranks, group)[1]
-    return 2 * gather + time_collective("reduce_scatter", size, ranks, group)[1]

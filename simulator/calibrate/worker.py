@@ -16,7 +16,7 @@ from simulator.calibrate.devices import Host, Measured, device_of
 from simulator.calibrate.kernels import Bench, benches
 from simulator.calibrate.reference import Reference
 
-RESIDENT_ELEMENTS = 12e6
+RESIDENT_ELEMENTS = 12_000_000
 """Elements of the copies that one pass runs over: beyond the last-level cache of usual processors."""
 COPIES = 32
 HOST = Host()
@@ -24,7 +24,7 @@ SLICE_S = 0.012
 """Time of one timing: a thousand times the clock's grain."""
 
 
-def copies_of(bench: Bench, resident_elements: float = RESIDENT_ELEMENTS) -> list[list[Tensor]]:
+def copies_of(bench: Bench, resident_elements: int = RESIDENT_ELEMENTS) -> list[list[Tensor]]:
     """Inputs of a bench often enough that one pass over them leaves the caches."""
     first = bench.make()
     size = sum(tensor.numel() for tensor in first)

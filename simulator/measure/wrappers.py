@@ -21,6 +21,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from simulator.arch.operations import Number
 from simulator.cluster.device import pointwise_time_s
 from simulator.cluster.network import collective_time_s
 from simulator.lowered import Lowered, rank_slots, rank_stages
@@ -38,13 +39,13 @@ COPY_BYTES = 8.0
 class Unit:
     """Parameters that one FSDP2 unit, or one rank of another kind, holds."""
 
-    dense: float
-    expert: float
+    dense_elements: Number
+    expert_elements: Number
     tensors: int
 
     @property
     def elements(self) -> float:
-        return self.dense + self.expert
+        return float(self.dense_elements + self.expert_elements)
 
 
 def replicas_s(lowered: Lowered, case: Case, rank: int) -> float:
@@ -63,7 +64,7 @@ def replicas_s(lowered: Lowered, case: Case, rank: int) -> float:
         return _flat_s(held, setting)
     if strategy.pp == 1 and strategy.ep == 1:
         return _copy_s(held.elements, held.tensors, setting) + _buckets_s(held.elements, "dp_cp", setting)
-    return _joined_s(held.dense, "dp_cp", setting) + _joined_s(held.expert, "edp", setting)
+    return _joined_s(float(held.dense_elements), "dp_cp", setting) + _joined_s(float(held.expert_elements), "edp", setting)
 
 
 def engine_replicas_s(lowered: Lowered, rank: int) -> float:
@@ -100,8 +101,8 @@ def _units(stages: Sequence[Stage], *, norm_bias: bool) -> tuple[Unit, list[Unit
         for segment, count in stage.parts:
             weights = [weight for operation in segment.operations for weight in operation.weights]
             unit = Unit(
-                dense=float(sum(weight.elements for weight in weights if weight.sharing == "dense")),
-                expert=float(sum(weight.elements for weight in weights if weight.sharing == "expert")),
+                dense_elements=float(sum(weight.elements for weight in weights if weight.sharing == "dense")),
+                expert_elements=float(sum(weight.elements for weight in weights if weight.sharing == "expert")),
                 tensors=sum(_tensors(weight.name, norm_bias) for weight in weights),
             )
             (layers if segment.recomputable else outside).extend([unit] * int(count))
@@ -109,7 +110,8 @@ def _units(stages: Sequence[Stage], *, norm_bias: bool) -> tuple[Unit, list[Unit
 
 
 def _together(units: Sequence[Unit]) -> Unit:
-    return Unit(dense=sum(unit.dense for unit in units), expert=sum(unit.expert for unit in units),
+    return Unit(dense_elements=sum(unit.dense_elements for unit in units),
+                expert_elements=sum(unit.expert_elements for unit in units),
                 tensors=sum(unit.tensors for unit in units))  # fmt: skip
 
 
