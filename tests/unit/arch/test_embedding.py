@@ -133,6 +133,14 @@ def test_a_tied_head_is_a_product_with_the_slice_of_the_table_and_a_loss() -> No
     assert ends.head(_model(bias=True), shard=_shard(), kernels=kernels())[1].weights == (logits.weights[1],)
 
 
+@pytest.mark.parametrize(("activations", "products"), [("fp32", "fp32"), ("bf16", "fp8")])
+def test_logits_are_multiplied_in_the_dtype_of_activations(activations: str, products: str) -> None:
+    """A low precision of the linear layers leaves the head alone."""
+    chosen = kernels(activation_dtype=activations, gemm_dtype=products)
+    logits = ends.head(_model(), shard=_shard(tp=1), kernels=chosen)[0]
+    assert [work.dtype for work in (*logits.forward, *logits.input_grad, *logits.weight_grad)] == [activations] * 3
+
+
 @pytest.mark.parametrize("overlap", [False, True])
 def test_the_border_of_the_head_is_that_of_a_column_parallel_layer(overlap: bool) -> None:
     beside = "weight_grad" if overlap else ""
@@ -178,8 +186,8 @@ def test_a_loss_over_the_whole_vocabulary_gathers_the_logits_and_cuts_their_grad
 def test_a_head_without_any_norm_before_it_keeps_its_input() -> None:
     model = mixture(hidden=10, heads=2)
     bare = replace(model, stacks=(replace(model.stacks[0], final_norm=False),))
-    layer, count = model.stacks[0].runs[0]
-    none = replace(bare, stacks=(replace(bare.stacks[0], runs=((layer, 3), (replace(layer, norms=0), count))),))
+    layer, _ = model.stacks[0].runs[0]
+    none = replace(bare, stacks=(replace(bare.stacks[0], runs=((layer, 3), (replace(layer, norms=0), 1))),))
     kept = Operation(name="head.input", saves=(Saved(name="head.input", bytes=420.0),))
     assert ends.head(none, shard=_shard(tp=1), kernels=kernels())[0] == kept
     for normed in (model, bare, replace(none, stacks=(replace(none.stacks[0], final_norm=True),))):

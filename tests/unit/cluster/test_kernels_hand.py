@@ -64,6 +64,20 @@ def test_an_attention_core_adds_pairs_tail_and_bytes() -> None:
     assert _core(batch=np.array([2, 4])).tolist() == [495, 3 + 840 + 28 + 88]
 
 
+def test_kernels_of_a_dtype_have_constants_of_their_own() -> None:
+    """At fp8 the device's peak doubles; with a latency of 50 s in place of 3 that shows in every family."""
+    slow = {family: {**constants, "latency_s": 50.0} for family, constants in
+            (("attention.fp8", ATTENTION), ("grouped_gemm.fp8", GROUPED))}  # fmt: skip
+    plain = _device()
+    own = replace(plain, kernels=replace(plain.kernels, constants={**plain.kernels.constants, **slow}))
+    core = {"batch": 2, "heads": 3, "kv_heads": 1, "q_len": 5, "kv_len": 7, "head_dim": 100, "value_head_dim": 150,
+            "causal": False}  # fmt: skip
+    sizes = {"experts": 8, "tokens": 64, "n": 32, "k": 48}
+    for timed, fields in ((attention_time_s, core), (grouped_gemm_time_s, sizes)):
+        assert timed(own, "fp8", **fields) - timed(plain, "fp8", **fields) == pytest.approx(47.0)
+        assert timed(own, "bf16", **fields) == timed(plain, "bf16", **fields)
+
+
 def test_a_device_of_unknown_units_is_one() -> None:
     single = attention_time_s(_device(units=0), "bf16", batch=1, heads=1, kv_heads=1, q_len=1, kv_len=1, head_dim=100,
                               value_head_dim=150, causal=False)  # fmt: skip
@@ -160,6 +174,8 @@ def test_pointwise_kernels_wait_for_memory_or_for_arithmetic() -> None:
     assert memory.pointwise_time_s(device, 0, 0, 0) == 0
     assert pointwise_time_s(device, 0) == 3
     assert pointwise_time_s(replace(device, vector_flops_per_s=0.0), 1000, 30) == 3 + 2
+    assert memory.pointwise_time_s(replace(device, vector_flops_per_s=0.0), 5) == 3 + 0.01
+    assert memory.pointwise_time_s(device, 5) == 3 + 0.01
     assert memory.pointwise_time_s(device, np.array([500, 1500]), [10, 100], [1, 2]).tolist() == [4, 16]
 
 

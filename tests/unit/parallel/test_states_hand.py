@@ -44,6 +44,8 @@ def test_what_a_rank_holds_is_added_up_over_its_stages() -> None:
     assert states.held_parameters(stages).total == 62 + 5 * 20
     one = states.held_parameters((Stage(index=0, parts=((OTHER, 1), (LAYER, 1)), boundary_bytes=0.0),))
     assert (one.largest_segment, one.largest_layer, one.layers) == (100, 100, 120)
+    none = states.held_parameters((Stage(index=0, parts=((OTHER, 0),), boundary_bytes=0.0),))
+    assert (none.largest_segment, none.largest_layer, none.total) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +122,8 @@ def test_quantised_copies_are_of_layers_and_under_zero_3_of_those_at_work() -> N
 def test_what_is_offloaded_leaves_the_device(offload: Any, zero: int, weights: float, gradients: float) -> None:
     found = _states(Strategy(dp=8, zero=zero, offload=offload))
     assert [found[part] for part in ("weights", "gradients", "optimizer")] == [weights, gradients, 0]
+    nothing = replace(HELD, dense=0.0, expert=0.0)
+    assert states.state_bytes(nothing, MIXED, Strategy(dp=8, zero=zero, offload=offload), PLAIN)["optimizer"] == 0
 
 
 def test_fsdp_holds_one_segment_s_whole_gradients_twice() -> None:
