@@ -212,9 +212,11 @@ def _sustained(works: Sequence[Work], cold_s: list[Any], device: Device) -> list
     """Lengthen matrix kernels by what the power limit costs a device that never rests.
 
     The limit lowers the clock, so every dtype pays what long 16-bit products were measured to pay; what long products
-    of narrower dtypes lose beyond that, they lose to memory.
+    of narrower dtypes lose beyond that, they lose to memory. Where large products were measured on the device itself,
+    its constants already hold what its limit makes of them.
     """
-    own = PowerLimit(device.tdp_watts, device.units, device.clock_factor)
+    scaled = device.products_factor and device.kernels.provenance == "inherited"
+    own = None if scaled else PowerLimit(device.tdp_watts, device.units, device.clock_factor)
     measured = MEASURED_LIMITS.get(device.generation)
     slowdown = sustained_slowdown(constants_for(device, "gemm", "bf16"), own, measured)
     return [

@@ -30,6 +30,8 @@ class Device:
     tdp_watts: float = 0.0
     clock_factor: float = 1.0
     """Clock of its datasheet's peaks over that of its generation's measured device (`spec/kernels.py`)."""
+    products_factor: float = 0.0
+    """Measured speed of its large products over that of its generation's measured device; 0: not measured."""
     price_usd_per_hour: float = 0.0
     kernels: KernelModel
     """Fitted or inherited kernel constants; `kernels.provenance` says which."""

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from simulator.errors import did_you_mean
 from simulator.spec.hardware import Device, Link
-from simulator.spec.kernels import KernelModel, kernel_model_for
+from simulator.spec.kernels import MEASURED_LIMITS, KernelModel, PowerLimit, kernel_model_for, scaled_products
 from simulator.spec.reading import Document, Fault, quantity, raise_faults, validated
 
 Bytes = Annotated[float, quantity("bytes"), Field(gt=0)]
@@ -63,6 +63,8 @@ class DeviceFile(_Table):
     tdp: Watts | None = None
     clock_factor: Annotated[float, Field(gt=0.1, lt=10.0)] | None = None
     """Clock of the peaks below over that of the generation's measured device, where they differ."""
+    products_factor: Annotated[float, Field(gt=0.1, lt=10.0)] | None = None
+    """Speed of large matrix products over that of the generation's measured device, where both were measured."""
     price: UsdPerHour | None = None
     vector: FlopsPerS | None = None
     """fp32 peak outside the matrix units."""
@@ -72,7 +74,8 @@ class DeviceFile(_Table):
 
 
 _CITED = (
-    "memory", "memory_usable", "memory_bandwidth", "cache", "units", "tdp", "clock_factor", "price", "vector", "peak",
+    "memory", "memory_usable", "memory_bandwidth", "cache", "units", "tdp", "clock_factor", "products_factor", "price",
+    "vector", "peak",
 )  # fmt: skip
 _FREE = {"note", "aliases"}
 
@@ -87,6 +90,9 @@ def _device_faults(file: DeviceFile) -> Iterator[Fault]:
         )
     if not {"fp32", "fp16", "bf16"} & set(file.peak):
         yield "peak", "none of bf16, fp16 and fp32 is given, so no training step can be timed.", ""
+    if file.products_factor is not None and (file.generation not in MEASURED_LIMITS or file.units is None):
+        have = ", ".join(MEASURED_LIMITS)
+        yield "products_factor", f"needs `units` and a generation with measured kernels: {have}.", "Leave it out."
     said = {name for name in _CITED if getattr(file, name) is not None}
     for name in sorted(said - set(file.sources)):
         yield f"sources.{name}", "missing key: every number names where it is from.", ""
@@ -120,10 +126,20 @@ def read_device(document: Document, kernels: Mapping[str, KernelModel]) -> Devic
         units=file.units or 0,
         tdp_watts=file.tdp or 0.0,
         clock_factor=file.clock_factor or 1.0,
+        products_factor=file.products_factor or 0.0,
         price_usd_per_hour=file.price or 0.0,
-        kernels=kernel_model_for(file.generation, name, kernels),
+        kernels=_kernels(file, name, kernels),
         sources=sources,
     )
+
+
+def _kernels(file: DeviceFile, name: str, kernels: Mapping[str, KernelModel]) -> KernelModel:
+    """Its own constants, or its generation's, for the speed of products that was measured on it."""
+    model = kernel_model_for(file.generation, name, kernels)
+    if file.products_factor is None or file.units is None or model.provenance != "inherited":
+        return model
+    limit = PowerLimit(file.tdp or 0.0, file.units, file.clock_factor or 1.0)
+    return scaled_products(model, file.generation, limit, file.products_factor)
 
 
 class CalibrationFile(_Table):

@@ -64,6 +64,24 @@ class PowerLimit:
     """The datasheet's clock over that of the generation's measured device."""
 
 
+def scaled_products(model: KernelModel, generation: str, limit: PowerLimit, factor: float) -> KernelModel:
+    """A generation's constants for a device whose large products were measured: `factor` times as fast as those of the
+    generation's measured device, not as its peaks say (units times clock).
+
+    >>> gb200 = scaled_products(
+    ...     KernelModel(constants={"gemm.bf16": {"efficiency": 0.7}}, provenance="inherited"),
+    ...     "blackwell", PowerLimit(1200.0, 152, clock_factor=1.082), factor=1.037)
+    >>> round(gb200.constants["gemm.bf16"]["efficiency"], 4)
+    0.6532
+    """
+    peaks = limit.clock_factor * limit.units / MEASURED_LIMITS[generation].units
+    constants = {
+        family: {**values, "efficiency": values["efficiency"] * factor / peaks} if "efficiency" in values else values
+        for family, values in model.constants.items()
+    }
+    return replace(model, constants=constants, source=f"{model.source}; large products {factor:g} times as fast")
+
+
 def sustained_slowdown(
     constants: Mapping[str, float], own: PowerLimit | None = None, measured: PowerLimit | None = None
 ) -> float:
@@ -72,8 +90,9 @@ def sustained_slowdown(
     On the measured device: what its longest kernels, of 0.1 s, were measured to lose; nothing is extrapolated beyond
     them. A sibling with another limit per unit holds another clock: dynamic power grows with f V^2, about f^3, so the
     clock goes with the cube root of the limit (Chandrakasan 1992, "Low-Power CMOS Digital Design"), whatever clock its
-    datasheet's peak is for: GB200's best products run 4 % faster than B200's at 1.2 times the power, not 11 % as their
-    peaks (stas00/ml-engineering, MAMF).
+    datasheet's peak is for. Kernels of siblings say that the law is an upper bound: best products of 100 iterations
+    (stas00/ml-engineering, MAMF) ask for a power of 0.24 (A100 PCIe beside SXM), 0.17 (GH200 beside H100) and 0.11
+    (GB200 beside B200), so a device of which large products were measured takes those (`scaled_products`).
 
     >>> constants = {"throttle": 0.1, "throttle_time_s": 1e-3, "throttle_power": 4.0, "throttle_drift": 0.06}
     >>> b200, gb200 = PowerLimit(1000.0, 148), PowerLimit(1200.0, 148, clock_factor=1.11)
