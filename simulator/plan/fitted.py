@@ -4,7 +4,8 @@ A rank's memory depends on the numbers of its own stages only (its tasks run in 
 others take), and more recomputation takes no less time anywhere and no more memory. So where every rank has one stage,
 the fewest layers of each are, of all numbers that fit, at most equal in every place, and no other choice is faster.
 Ranks with several stages recompute the first ones first, which hold most micro-batches; two ranks that hold the same
-stages (DualPipe, Chimera) share one number.
+stages (DualPipe, Chimera) share one number. Of all lists of small cases the fastest is then at most 0.2 % faster
+(tests/properties/test_fitted_recompute.py).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from io import StringIO
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from simulator.result import Estimate
@@ -98,13 +99,15 @@ def _share(value: float, total: float) -> str:
 
 
 def recompute_words(kind: str, layers: Any) -> str:
-    """What is recomputed, on one line.
+    """What is recomputed, on one line; equal numbers of stages in a row are said once.
 
-    >>> recompute_words("full", 1), recompute_words("full", (3, 0))
-    ('recompute full (1 layer)', 'recompute full (3,0 layers by stage)')
+    >>> recompute_words("full", 1), recompute_words("full", (3, 2, 2, 0))
+    ('recompute full (1 layer)', 'recompute full (3,2*2,0 layers by stage)')
     """
     if isinstance(layers, tuple):
-        return f"recompute {kind} ({','.join(map(str, layers))} layers by stage)"
+        runs = [(number, len(list(same))) for number, same in groupby(layers)]
+        said = ",".join(f"{number}*{count}" if count > 1 else str(number) for number, count in runs)
+        return f"recompute {kind} ({said} layers by stage)"
     return f"recompute {kind}" + (f" ({layers} layer{'s' if layers > 1 else ''})" if layers else "")
 
 

@@ -135,6 +135,26 @@ def test_ranks_with_several_stages_recompute_the_first_ones_first_and_no_fewer_f
         assert not _estimate(question, replace(base, recompute_layers=tuple(fewer))).fits
 
 
+@pytest.mark.parametrize(
+    ("schedule", "pp", "vp", "shares"),
+    [("interleaved", 2, 2, (0.2, 0.6)), ("interleaved", 2, 4, (0.8,)), ("zbv", 2, 2, (0.5,)),
+     ("dualpipe", 4, 1, (0.2, 0.6)), ("dualpipev", 2, 2, (0.2,))],
+)  # fmt: skip
+def test_of_ranks_with_several_stages_no_list_is_much_faster(schedule, pp, vp, shares) -> None:
+    base = Strategy(pp=pp, vp=vp, schedule=schedule, recompute="full")
+    held = layers_of_stages(DENSE.layers, base.stages)
+    lists = list(product(*(range(most + 1) for most in held)))
+    answers = {numbers: _estimate(_question(DENSE, 80e9, pp), replace(base, recompute_layers=numbers))
+               for numbers in lists}  # fmt: skip
+    for share in shares:
+        question = _question(DENSE, _between(DENSE, base, share), pp)
+        limit = question.cluster.device.memory_bytes
+        fits = {numbers: each.step_time_s for numbers, each in answers.items() if each.peak_memory_bytes <= limit}
+        found_s = _estimate(question, fitted(question, base)).step_time_s
+        assert found_s <= 1.002 * min(fits.values())
+        assert found_s < min(fits[numbers] for numbers in fits if len(set(numbers)) == 1)
+
+
 def _worked_out(question, strategy, split) -> Strategy:
     if split == "even":
         return fitted(question, strategy)
