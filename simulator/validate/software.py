@@ -48,8 +48,8 @@ _RUN_NOTES: tuple[tuple[str, str, object], ...] = (
 )
 _STRATEGY_NOTES: tuple[tuple[str, str, object], ...] = (
     (r"cp comm a2a", "context_kind", "ulysses"),
-    (r"EP overlap ON|1f1b overlap", "overlap_moe", True),
-    (r"EP overlap OFF", "overlap_moe", False),
+    (r"EP overlap (ON|on)\b|1f1b overlap", "overlap_moe", True),
+    (r"EP overlap (OFF|off)\b", "overlap_moe", False),
     (r"gradient bucketing off", "overlap_grad_reduce", False),
     (r"decoder_layer_input=offload", "offload_inputs", True),
 )

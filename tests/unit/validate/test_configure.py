@@ -179,7 +179,7 @@ def test_what_cannot_be_expressed_is_skipped_with_its_reason(cells: dict[str, An
 
 
 def test_notes_change_what_they_say() -> None:
-    found = configured(notes="LAMB optimizer; cp comm a2a; EP overlap ON; zero1=2")
+    found = configured(notes="LAMB optimizer; cp comm a2a; EP overlap on; zero1=2")
     ((strategy,),) = found.rungs
     assert found.run.optimizer == "lamb"
     assert configured(system="Soft + bitsandbytes 8-bit Adam").run.optimizer == "adam-bf16"
