@@ -50,7 +50,6 @@ def fsdp_passes_s(
         # Issued once the buffer of the unit `prefetch + 1` back is free again, in step with compute.
         free = computed[len(computed) - 1 - prefetch] if len(computed) > prefetch else -1
         there[unit] = graph.add("wire", layers.gather_s[unit], free)
-        kept[unit] = True
 
     def compute(seconds: float, unit: int) -> None:
         computed.append(graph.add("compute", seconds, there[unit], computed[-1] if computed else -1))
