@@ -3,11 +3,11 @@
 A plan must be something one can run. Sources, by family (the flags at the versions that `io/` writes):
 
 - Megatron-LM, Megatron-Bridge, NeMo: megatron/core/pipeline_parallel/schedules.py (1F1B and interleaved);
-  --use-distributed-optimizer (ZeRO-1) and --data-parallel-sharding-strategy optim_grads_params (Megatron-FSDP, searched
-  without a pipeline); --use-tp-pp-dp-mapping; --recompute-granularity full with --recompute-method block and
+  --use-distributed-optimizer (ZeRO-1) and --data-parallel-sharding-strategy optim_grads_params (Megatron-FSDP,
+  searched without a pipeline); --use-tp-pp-dp-mapping; --recompute-granularity full with --recompute-method block and
   --recompute-num-layers (one number for all; NeMo's activations_checkpoint_layers_per_pipeline takes so many fewer on
-  each later rank, and a rank's configuration may hold its own); --pipeline-model-parallel-layout. Releases of 2021 shard nothing and split layers evenly;
-  those of 2022 have the distributed optimizer (framework profiles).
+  each later rank, and a rank's configuration may hold its own); --pipeline-model-parallel-layout. Releases of 2021
+  shard nothing and split layers evenly; those of 2022 have the distributed optimizer (framework profiles).
 - DeepSpeed, and Megatron-DeepSpeed on its engine: runtime/pipe/schedule.py TrainSchedule (1F1B); runtime/pipe/engine.py
   refuses ZeRO-2 and 3 with a pipeline; layers are split by the model's code.
 - torchtitan and torch: torch/distributed/pipelining/schedules.py; shard and replicate degrees with
