@@ -44,8 +44,8 @@ def test_every_device_has_every_constant_that_its_formulas_read(name):
     ("name", "median"), [("a100-sxm-80gb", 0.04), ("h100-sxm-80gb", 0.04), ("b200-sxm-180gb", 0.046)]
 )
 def test_residuals_of_the_fit_are_within_the_aims(name, median):
-    """B200's library picks kernels whose times differ by 7 % (median) between m and m + 1, and their errors share next to
-    nothing (hardware/README.md, tools/gemm_floor.py): no smooth formula can follow them."""
+    """B200's library picks kernels whose times differ by 7 % (median) between m and m + 1, and their errors share
+    little (hardware/README.md, tools/gemm_floor.py): no smooth formula can follow them."""
     residuals = load_device(name).kernels.residuals
     assert residuals["gemm.bf16"]["mean"] <= 0.07
     assert residuals["gemm.bf16"]["median"] <= median
