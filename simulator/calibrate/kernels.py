@@ -44,7 +44,7 @@ def benches(dtype: str, *, quick: bool, seed: int = 1) -> list[Bench]:
     """Every bench of a dtype. bf16 has no fast units on most CPUs: half as many sizes are enough."""
     dice = random.Random(seed)  # noqa: S311
     kind = DTYPES[dtype]
-    share = (0.4 if quick else 1.0) * (1.0 if dtype == "fp32" else 0.5)
+    share = (0.3 if quick else 1.0) * (1.0 if dtype == "fp32" else 0.5)
     many = lambda count: max(4, round(count * share))  # noqa: E731
     found = [_gemm(dice, dtype, kind) for _ in range(many(60))]
     found += [_small_gemm(dice, dtype, kind) for _ in range(many(16))]
@@ -52,7 +52,7 @@ def benches(dtype: str, *, quick: bool, seed: int = 1) -> list[Bench]:
     for causal in (False, True):
         found += [_attention(dice, dtype, kind, causal) for _ in range(many(16))]
     if dtype == "fp32":
-        found += [bench for power in _powers(many(7)) for bench in moving(dice, power)]
+        found += [bench for power in _powers(3 if quick else 7) for bench in moving(dice, power)]
     return found
 
 

@@ -17,7 +17,7 @@ from simulator.calibrate.launch import run_ranks
 from simulator.calibrate.sharing import slowdowns
 from simulator.errors import InputError, Problem
 
-FULL_S, QUICK_S = 140.0, 24.0
+FULL_S, QUICK_S = 140.0, 20.0
 """Time for the kernels; collectives, kernels on several ranks and starting take about as long again."""
 SIZES = tuple(4**power for power in range(5, 14))
 QUICK_SIZES = SIZES[::2]
@@ -61,7 +61,7 @@ def calibrate(
 def _network(*, quick: bool, ranks: int) -> list[Any]:
     """What every rank timed of collectives, of kernels beside other ranks', and of sharding."""
     task = {"sizes": QUICK_SIZES if quick else SIZES, "large_sizes": () if quick else LARGE_SIZES,
-            "rounds": 1 if quick else 2}  # fmt: skip
+            "shared_every": 3 if quick else 1, "rounds": 1 if quick else 2}  # fmt: skip
     return run_ranks("simulator.calibrate.network", task, ranks, timeout_s=600.0)
 
 

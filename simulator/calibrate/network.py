@@ -17,7 +17,7 @@ from simulator.calibrate.sharing import UNIT_BYTES, Shared, time_sharding
 
 KINDS = ("all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast", "send")
 CALLS_S = 0.08
-MOST_CALLS = 24
+MOST_CALLS = 16
 """Elapsed time of one timing, so that a few collectives are averaged, and the most calls of it."""
 LEAST_S = 1e-6
 """A clock's grain: no call is charged less."""
@@ -121,7 +121,7 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
     times: dict[str, Any] = {}
-    shared = Shared()
+    shared = Shared(task["shared_every"])
     counts = [count for count in (2, 4, 8, 16) if count <= ranks]
     groups = {count: dist.new_group(list(range(count))) for count in counts}
     for turn in range(task["rounds"]):

@@ -24,10 +24,10 @@ Timed = dict[str, dict[str, list[float]]]
 
 
 class Shared:
-    """The shared benches of this rank with their inputs, and the reference kernels."""
+    """The shared benches of this rank (one of `every`) with their inputs, and the reference kernels."""
 
-    def __init__(self) -> None:
-        self.benches = shared_benches()
+    def __init__(self, every: int = 1) -> None:
+        self.benches = shared_benches()[::every]
         self.copies = [copies_of(bench, RESIDENT_ELEMENTS) for bench in self.benches]
         self.reference = Reference()
         self.timed: Timed = {}

@@ -28,7 +28,13 @@ def copies_of(bench: Bench, resident_elements: int = RESIDENT_ELEMENTS) -> list[
     """Inputs of a bench often enough that one pass over them leaves the caches."""
     first = bench.make()
     size = sum(tensor.numel() for tensor in first)
-    return [first, *(bench.make() for _ in range(int(min(max(resident_elements / size, 2), COPIES)) - 1))]
+    more = int(min(max(resident_elements / size, 2), COPIES)) - 1
+    return [first, *([_twin(tensor) for tensor in first] for _ in range(more))]
+
+
+def _twin(tensor: Tensor) -> Tensor:
+    """The same values in memory of their own."""
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
 def time_bench(

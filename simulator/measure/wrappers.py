@@ -64,7 +64,8 @@ def replicas_s(lowered: Lowered, case: Case, rank: int) -> float:
         return _flat_s(held, setting)
     if strategy.pp == 1 and strategy.ep == 1:
         return _copy_s(held.elements, held.tensors, setting) + _buckets_s(held.elements, "dp_cp", setting)
-    return _joined_s(float(held.dense_elements), "dp_cp", setting) + _joined_s(float(held.expert_elements), "edp", setting)
+    dense, expert = float(held.dense_elements), float(held.expert_elements)
+    return _joined_s(dense, "dp_cp", setting) + _joined_s(expert, "edp", setting)
 
 
 def engine_replicas_s(lowered: Lowered, rank: int) -> float:

@@ -22,7 +22,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A calibration in one short round: too few sizes to be accurate, enough to be used."""
     task = {"quick": True, "dtypes": ["fp32"], "rounds": 1, "budget_s": 1.0, "device": "cpu"}
     timed = run_ranks("simulator.calibrate.worker", task, 1, timeout_s=600.0)[0]
-    task = {"sizes": [4096, 1 << 20, 1 << 23], "large_sizes": [], "rounds": 1}
+    task = {"sizes": [4096, 1 << 20, 1 << 23], "large_sizes": [], "shared_every": 4, "rounds": 1}
     network = run_ranks("simulator.calibrate.network", task, 2, timeout_s=300.0)
     middle = timed["references"][len(timed["references"]) // 2]
     found = fingerprint() | {"date": "now", "ranks": 2, "wall_s": 1.0, "load_before": 0.0, "load_after": 0.0,
