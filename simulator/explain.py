@@ -111,4 +111,6 @@ def _values(answer: Estimate, name: str) -> dict[str, Any]:
     if name in totals:
         return totals[name]()
     degrees = {k: strategy[k] for k in ("tp", "pp", "dp", "cp", "ep", "micro_batch", "recompute", "zero")}
+    if strategy["recompute_layers"]:
+        degrees["recompute_layers"] = strategy["recompute_layers"]
     return degrees | {"micro_batches": run["global_batch"] // (strategy["dp"] * strategy["micro_batch"])}

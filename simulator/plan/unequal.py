@@ -187,6 +187,8 @@ def _neighbours(strategy: Strategy, limits: Limits) -> Iterator[Strategy]:
     changes += [{"recompute": kind, "recompute_layers": 0} for kind in ("none", "selective", "full")
                 if kind != strategy.recompute]  # fmt: skip
     for change in changes:
+        if isinstance(strategy.recompute_layers, tuple) and not {"pp", "vp"}.isdisjoint(change):
+            change["recompute_layers"] = 0
         if all(value in limits.choices(name, (value,)) for name, value in change.items()):
             yield replace(strategy, layers_per_stage=(), **change)
 

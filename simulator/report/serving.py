@@ -17,7 +17,8 @@ def serving_text(answer: Serving) -> str:
     held = [format_bytes(size) for size in (answer.weight_bytes, answer.kv_bytes, answer.workspace_bytes)]
     verdict = "fits" if answer.fits else "DOES NOT FIT"
     return rendered([
-        f"{answer.model}: {answer.replicas} replicas on {answer.devices} devices of {answer.cluster}",
+        (f"{answer.model}: {answer.replicas} replica{'s' * (answer.replicas > 1)} on {answer.devices} devices of "
+         f"{answer.cluster}"),
         "",
         f"first token  {format_time(answer.time_to_first_token_s)} after a prompt begins",
         f"each token   {format_time(step_s)}, {format_count(1.0 / step_s)} tokens/s for a reader",

@@ -190,11 +190,19 @@ def _members(answer: Estimate) -> Any:
 
 def term_text(term: Mapping[str, Any]) -> str:
     """One number with its formula, values and source."""
-    values = "\n".join(f"    {name} = {value}" for name, value in term["values"].items())
+    values = "\n".join(f"    {name} = {_valued(name, value, term['unit'])}" for name, value in term["values"].items())
     return (
         f"{term['term']} = {term['value']:.6g} {term['unit']}\n  formula: {term['formula']}\n  with\n{values}\n"
         f"  source: {term['source']}"
     )
+
+
+def _valued(name: str, value: Any, unit: str) -> str:
+    """A value in a formula with its unit: by its name, or that of the sum it is a part of."""
+    if not isinstance(value, float):
+        return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    own = "s" if name.endswith("_s") else "FLOP" if "flops" in name else unit
+    return f"{value:.6g} {own}"
 
 
 def count_text(answer: Mapping[str, Any]) -> str:
