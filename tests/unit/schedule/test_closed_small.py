@@ -45,7 +45,9 @@ def test_small_pipelines_take_the_closed_form_and_hold_its_micro_batches(schedul
     found = step_time_s(schedule, forward_s=f, input_grad_s=b, weight_grad_s=w, **columns)
     held = peak_in_flight(schedule, rank=columns["pp"] - 1, **columns)
     for (p, m, v), seconds, last in zip(sizes, found.tolist(), held.tolist(), strict=True):
-        line = simulate(make_order(schedule, pp=p, micro_batches=m, vp=v),
+        order = make_order(schedule, pp=p, micro_batches=m, vp=v)
+        assert (order.schedule, order.pp, order.vp, order.micro_batches) == (schedule, p, v, m)
+        line = simulate(order,
                         Durations(forward_s=f, input_grad_s=b, weight_grad_s=w))  # fmt: skip
         assert line.makespan_s == pytest.approx(seconds, rel=1e-12), (p, m, v)
         each = peak_in_flight(schedule, pp=p, micro_batches=m, rank=np.arange(p), vp=v)
