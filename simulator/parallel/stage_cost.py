@@ -11,7 +11,7 @@ import numpy as np
 
 from simulator.arch.operations import Collective, Number
 from simulator.cluster.device import pointwise_time_s
-from simulator.cluster.elementwise import maximum, where
+from simulator.cluster.elementwise import maximum, minimum, where
 from simulator.cluster.network import collective_time_s
 from simulator.parallel.gradients import synchronisation
 from simulator.parallel.lower import Program, Stage
@@ -73,7 +73,24 @@ def stage_cost(
     stage: Stage, times: Mapping[str, SegmentTime], micro_batches: Number, setting: Setting
 ) -> StageCost:
     """One stage's cost from its segments' times, by name. Counts, degrees and `micro_batches` may be arrays."""
-    return _with_shared_traffic(_sum_stage(stage, times, setting.strategy), stage, micro_batches, setting)
+    cost = _sum_stage(stage, times, setting.strategy)
+    alone = minimum(setting.strategy.pp / micro_batches, 1.0)
+    cost = _replace(cost, forward=_shown_alone(cost.forward, alone), input_grad=_shown_alone(cost.input_grad, alone))
+    return _with_shared_traffic(cost, stage, micro_batches, setting)
+
+
+def _shown_alone(phase: PhaseTime, alone_fraction: Number) -> PhaseTime:
+    """A phase with what its hidden exchanges of experts show in the passes that run alone.
+
+    Exchanges hide where one micro-batch's forward is merged with another's backward. The first forwards and the last
+    backwards find no partner: of vp m chunks (vp - 1) pp + (pp - 1) in the mean of the ranks and the one that starts
+    the pairs, pp / m of all; without a pipeline the first and the last (Megatron-LM megatron/core/pipeline_parallel/
+    schedules.py get_pp_rank_microbatches, combined_1f1b.py combined_1f1b_schedule_for_no_pipelining).
+    """
+    hidden = phase.hidden.get("ep", 0.0)
+    if not np.any(hidden):
+        return phase
+    return with_part(phase, "ep", alone_fraction * hidden, hidden_s=-alone_fraction * hidden)
 
 
 def _sum_stage(stage: Stage, times: Mapping[str, SegmentTime], strategy: Strategy) -> StageCost:

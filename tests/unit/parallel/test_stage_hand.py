@@ -95,6 +95,23 @@ def test_a_stage_is_its_segments_and_what_it_runs_again() -> None:
     assert some.recompute.total_s == 50 + 2 * 5
 
 
+@pytest.mark.parametrize(("pp", "micro_batches", "alone"), [(1, 8, 1 / 8), (4, 16, 1 / 4), (4, 2, 1.0)])
+def test_exchanges_of_experts_show_in_passes_without_a_partner(pp: int, micro_batches: int, alone: float) -> None:
+    """4 layers whose exchanges hide 0.5 s forward and 0.25 s back beside others'; what hides on tp stays."""
+    def phase(shown: float, hidden: float) -> PhaseTime:
+        return PhaseTime(parts={"gemm": 1.0, "ep": shown}, hidden={"tp": 0.5, "ep": hidden}, kernels=1)
+
+    each = SegmentTime(forward=phase(0.125, 0.5), input_grad=phase(0.0625, 0.25), weight_grad=_phase(1.0),
+                       recompute=_phase(1.0))  # fmt: skip
+    stage = Stage(index=0, parts=((LAYER, 4),), boundary_bytes=0.0)
+    found = stage_cost(stage, {"layer": each}, micro_batches, _setting(Strategy(pp=pp)))
+    assert found.forward.parts["ep"] == pytest.approx(0.5 + 2.0 * alone)
+    assert found.input_grad.parts["ep"] == pytest.approx(0.25 + 1.0 * alone)
+    assert found.forward.hidden == pytest.approx({"tp": 2.0, "ep": 2.0 * (1 - alone)})
+    column = stage_cost(stage, {"layer": each}, np.array([micro_batches, 10**9]), _setting(Strategy(pp=pp)))
+    assert column.forward.parts["ep"] == pytest.approx([0.5 + 2.0 * alone, 0.5], abs=1e-6)
+
+
 def test_the_slowest_of_some_gives_each_direction_its_own() -> None:
     ahead = StageCost(forward=_phase(9.0), input_grad=_phase(1.0), weight_grad=_phase(1.0), recompute=_phase(1.0))
     behind = StageCost(forward=_phase(1.0), input_grad=_phase(2.0), weight_grad=_phase(3.0), recompute=_phase(4.0))
