@@ -9,7 +9,7 @@ every cache, and runs the tests that reach the function (recorded once, unmutate
 of tests (processor time) have passed: those of the file's own test modules first, quickest first. The result of each
 file is put into validation/mutation.json with the digest of the code that it holds for; a survivor keeps the reason
 that was written beside it there. `--again` runs only those that survived there, with other tests or a larger budget,
-and takes the rest as killed: of code that did not change.
+and takes the rest as killed; code that changed since is left out.
 
 `--sample N` draws N mutants of each file at random instead (by `--seed`: the same ones for the same code). These
 results stand apart, and a file that was mutated whole leaves them. Tests that were written for the survivors of a draw
@@ -138,8 +138,10 @@ def _cached() -> tuple[Any, ...]:
 class Mutator:
     """A pytest plugin whose session runs the tests once, and then the tests of every mutant."""
 
-    def __init__(self, options: argparse.Namespace, left: dict[str, set[tuple[str, str]]] | None) -> None:
-        self.options, self.left = options, left
+    def __init__(self, options: argparse.Namespace, known: dict[str, Any] | None) -> None:
+        self.options, self.known = options, known or {}
+        self.left = None if known is None else {
+            name: {(s["function"], s["change"]) for s in entry["survivors"]} for name, entry in known.items()}
         self.files: list[Path] = [file.resolve() for file in options.files]
         self.contents = {file: content(file) for file in self.files}
         self.seconds: dict[Any, float] = {}
@@ -210,6 +212,9 @@ class Mutator:
         every = mutants_of(file)
         if content(file) != self.contents[file]:
             print(f"{name}: left out, it was changed meanwhile", file=sys.stderr, flush=True)
+            return
+        if self.left is not None and self.known.get(name, {}).get("content") != self.contents[file]:
+            print(f"{name}: left out, changed since the run that --again takes up", file=sys.stderr, flush=True)
             return
         chosen = drawn(every, sample, self.options.seed, name) if sample else every
         result = Result(len(every), self.contents[file], chosen, ["untested"] * len(chosen))
@@ -320,11 +325,10 @@ def main() -> None:
     options.tests = options.tests or list(dict.fromkeys(place for folder in folders for place in TESTS[folder]))
     options.out = options.out.resolve()
     os.environ["HYPOTHESIS_PROFILE"] = "default"
-    left = None
+    known = None
     if options.again:
         known = json.loads(options.out.read_text(encoding="utf-8"))["samples" if options.sample else "files"]
-        left = {name: {(s["function"], s["change"]) for s in entry["survivors"]} for name, entry in known.items()}
-    mutator = Mutator(options, left)
+    mutator = Mutator(options, known)
 
     os.chdir(ROOT)
     pytest.main(["-q", "-s", "-p", "no:cacheprovider", *options.tests], plugins=[mutator])
