@@ -70,7 +70,8 @@ def standing_bytes(program: Program, order: Order, setting: Setting) -> tuple[li
     """By rank what is there all the time, by part, and what the optimizer step needs [B]; ranks that hold the same
     segments are alike.
     """
-    kinds = [held_kind(stage) for stage in program.stages]
+    shared = {id(stage.parts): held_kind(stage) for stage in program.stages}
+    kinds = [shared[id(stage.parts)] for stage in program.stages]
     known: dict[tuple[StageKind, ...], tuple[dict[str, float], float]] = {}
     ranks = []
     for held in (rank_stages(order, rank) for rank in range(order.pp)):

@@ -61,6 +61,8 @@ StageKind = tuple[tuple[int, int], ...]
 
 def stage_kind(stage: Stage, strategy: Strategy) -> StageKind:
     """What makes a stage cost what it costs (counts are numbers)."""
+    if not isinstance(strategy.recompute_layers, tuple):
+        return held_kind(stage)
     return (*held_kind(stage), (0, int(recomputed_layers(strategy, stage))))
 
 
