@@ -223,13 +223,15 @@ def tied_copy(embedding: Segment) -> Segment:
 def boundary_bytes(
     model: ModelSpec, shards: list[Shard], kernels: Kernels, split: tuple[int, ...]
 ) -> list[Number]:
-    """Bytes each stage sends on. A decoder stage also passes the encoder's output along (Megatron T5)."""
+    """Bytes each stage sends on. A stage with decoder layers also passes the encoder's output along, one that ends with
+    the encoder sends nothing else (Megatron-LM megatron/core/pipeline_parallel/schedules.py get_tensor_shapes).
+    """
     encoder_layers = model.stacks[0].layers if len(model.stacks) > 1 else 0
     passed, result = 0, []
     for layers in split:
         passed += layers
         first = shards[0].split_tokens * model.hidden * kernels.element_bytes
-        if not encoder_layers or passed < encoder_layers:
+        if not encoder_layers or passed <= encoder_layers:
             result.append(first)
         else:
             result.append(first + shards[1].split_tokens * model.hidden * kernels.element_bytes)

@@ -128,7 +128,7 @@ def test_two_stacks_keep_their_own_final_norm_and_pass_the_encoder_s_output_alon
     assert [_names(stage)[-1] for stage in program.stages[:2]] == [("encoder.layer0", 1), ("encoder.final_norm", 1)]
     assert _names(program.stages[2]) == [("decoder.layer0", 1)]
     encoder, decoder = 48 * 32 * 2, 20 * 32 * 2
-    assert [stage.boundary_bytes for stage in program.stages][0::2] == [encoder, encoder + decoder]
+    assert [stage.boundary_bytes for stage in program.stages] == [encoder, encoder, encoder + decoder, 0]
     pieces = pieces_of(model, RUN, Strategy(), PLAIN)
     assert (pieces.layers, pieces.tied, len(pieces.units)) == (4, True, 6)
     assert [segment.name for segment in pieces.distinct] == [
