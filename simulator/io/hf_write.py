@@ -58,7 +58,7 @@ def _named(kind: str, model: ModelSpec) -> bool:
 
 
 def _differences(model: ModelSpec, read: ModelSpec) -> tuple[str, ...]:
-    """What of a model's structure another does not have. A capacity factor is a training choice, not the file's."""
+    """What of a model's structure another does not have. How a training pads and groups tokens is not the file's."""
     same = ("hidden", "embedding", "head", "norm", "norm_bias", "dropout")
     lost = [name for name in same if getattr(model, name) != getattr(read, name)]
     ours, theirs = ([_plain(layer) for stack in spec.stacks for layer in _layers(stack.runs)] for spec in (model, read))
@@ -76,7 +76,9 @@ def _layers(runs: tuple[tuple[LayerSpec, int], ...]) -> list[LayerSpec]:
 
 
 def _plain(layer: LayerSpec) -> LayerSpec:
-    return layer if layer.experts is None else replace(layer, experts=replace(layer.experts, capacity_factor=0.0))
+    if layer.experts is None:
+        return layer
+    return replace(layer, experts=replace(layer.experts, capacity_factor=0.0, routing_group=0))
 
 
 def _config(kind: str, model: ModelSpec) -> dict[str, Any]:
