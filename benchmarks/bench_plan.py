@@ -13,7 +13,7 @@ from benchmarks.benchmark import Benchmark
 
 def _question(model: str, cluster: str, nodes: int, **run: Any) -> Any:
     from simulator import catalog
-    from simulator.plan.score import Question
+    from simulator.plan.question import Question
     from simulator.spec.run import Run
 
     asked = Run(**run)
@@ -45,7 +45,7 @@ def _plan(asked: Callable[[], Any]) -> Callable[[], Callable[[], None]]:
 
 def _score() -> Callable[[], None]:
     from simulator.plan.limits import Limits
-    from simulator.plan.score import Sieve
+    from simulator.plan.score import Sieve, layout_scores
     from simulator.plan.space import build_space
 
     question = _gpt3()
@@ -58,7 +58,7 @@ def _score() -> Callable[[], None]:
         scored = sum(
             scores.scored
             for layout, orders in sieve.layouts()
-            for scores in layout.scores(orders, lambda: math.inf, limit_bytes=limit_bytes)
+            for scores in layout_scores(layout, orders, lambda: math.inf, limit_bytes=limit_bytes)
         )
         assert scored == SCORED
 

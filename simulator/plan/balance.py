@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,13 +23,11 @@ from simulator.parallel.timing import SegmentTime, segment_times
 from simulator.plan.bounds import PAIRED
 from simulator.plan.dealing import held_stages, mapping_of
 from simulator.plan.partition import Partition, best_split, between
+from simulator.plan.question import Question
 from simulator.schedule.bounds import FUSED, lower_bound_s
 from simulator.schedule.closed import peak_in_flight
 from simulator.schedule.durations import send_s, sends_block
 from simulator.spec.strategy import Strategy
-
-if TYPE_CHECKING:
-    from simulator.plan.score import Question
 
 Floats = npt.NDArray[np.float64]
 

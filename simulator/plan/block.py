@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,19 +27,15 @@ from simulator.parallel.stage_cost import StageCost, stage_cost
 from simulator.parallel.step_end import step_end
 from simulator.parallel.timing import PhaseTime, SegmentTime
 from simulator.plan.bounds import PAIRED
+from simulator.plan.layout import PHASES, Layout, seconds_of
 from simulator.plan.table import Columns, strategy_of
-from simulator.result import COMMUNICATION
 from simulator.schedule.bounds import BIDIRECTIONAL, FUSED
 from simulator.schedule.closed import peak_in_flight
 from simulator.schedule.durations import send_s, sends_block
 from simulator.spec.strategy import FREE_RUNNING
 
-if TYPE_CHECKING:
-    from simulator.plan.score import Layout
-
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-_PHASES = ("forward", "input_grad", "weight_grad", "recompute")
 _SOMEWHERE = ("v-half", "v-min")
 _FULLEST = {"zbv": 1, "chimera": 2}
 """Which rank of a kind holds most micro-batches: the first (0), the last (1), the one nearest the middle (2)."""
@@ -250,7 +246,7 @@ class Block:
         if key not in self._works:
             cost = self.cost(recompute, zero)
             forward = seconds_of(cost.forward, paired=paired)
-            backward = sum(seconds_of(getattr(cost, phase), paired=paired) for phase in _PHASES[1:])
+            backward = sum(seconds_of(getattr(cost, phase), paired=paired) for phase in PHASES[1:])
             shape = next(iter(self.parts.values())).shape
             f, b = np.broadcast_to(forward, shape), np.broadcast_to(backward, shape)
             self._works[key] = (_mixed(self.holds, f), _mixed(self.holds, b), _mixed(self.before, f),
@@ -305,27 +301,9 @@ class Block:
                 parts={"gemm": _mixed(self.holds, np.broadcast_to(getattr(cost, phase).total_s, shape))}, hidden={},
                 kernels=0,
             )
-            for phase in _PHASES
+            for phase in PHASES
         }  # fmt: skip
         return np.asarray(step_end([self.rank_stage], [StageCost(**whole)], setting).total_s)
-
-
-def compact(time: SegmentTime) -> SegmentTime:
-    """A segment's seconds as compute ("gemm") and communication ("tp") only."""
-    return SegmentTime(**{phase: _compact_phase(getattr(time, phase)) for phase in _PHASES})
-
-
-def _compact_phase(phase: PhaseTime) -> PhaseTime:
-    compute = sum(seconds for name, seconds in phase.parts.items() if name not in COMMUNICATION)
-    talk = sum(seconds for name, seconds in phase.parts.items() if name in COMMUNICATION)
-    return PhaseTime(parts={"gemm": compute, "tp": talk}, hidden={}, kernels=0)
-
-
-def seconds_of(phase: PhaseTime, *, paired: bool) -> Any:
-    """Seconds of a phase, of its compute only in a pair that hides communication [s]."""
-    if not paired:
-        return phase.total_s
-    return sum(seconds for name, seconds in phase.parts.items() if name not in COMMUNICATION)
 
 
 def _mixed(counts: Ints, values: Floats) -> Floats:
@@ -346,7 +324,7 @@ def _gathered_time(time: SegmentTime, place: Ints) -> SegmentTime:
             parts={name: _rows(seconds, place) for name, seconds in getattr(time, phase).parts.items()}, hidden={},
             kernels=0,
         )
-        for phase in _PHASES
+        for phase in PHASES
     })  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +27,10 @@ from simulator.parallel.setting import Setting, groups_of
 from simulator.parallel.stage_cost import held_kind
 from simulator.plan.balance import Balance
 from simulator.plan.dealing import mapping_of
+from simulator.plan.question import Question
 from simulator.schedule.memory import Footprint, memory_peaks
 from simulator.schedule.order import Order
 from simulator.spec.strategy import Strategy
-
-if TYPE_CHECKING:
-    from simulator.plan.score import Question
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +24,10 @@ from simulator.parallel.setting import groups_of
 from simulator.parallel.states import held_parameters, state_bytes
 from simulator.parallel.timing import SegmentTime, segment_times
 from simulator.plan.bounds import PAIRED
+from simulator.plan.question import Question
 from simulator.plan.space import Space
 from simulator.plan.table import Columns, Ints, Mask, distinct, strategy_of
 from simulator.result import COMMUNICATION
-
-if TYPE_CHECKING:
-    from simulator.plan.score import Question
 
 Floats = npt.NDArray[np.float64]
 PLACED = ("tp", "cp", "ep", "etp")

@@ -21,9 +21,9 @@ from simulator.pictures import Drawable
 from simulator.plan.money import Ledger
 from simulator.plan.objectives import OBJECTIVES
 from simulator.plan.planner import FOREVER_S, asked_space
+from simulator.plan.question import Question
 from simulator.plan.result import bill_dict
 from simulator.plan.scaling import Clusters, whole_counts
-from simulator.plan.score import Question
 from simulator.plan.search import Searched, search
 from simulator.plan.space import Space
 from simulator.project.training import Bill, Conditions

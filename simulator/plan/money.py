@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from simulator.errors import InputError
-from simulator.plan.score import Question
+from simulator.plan.question import Question
 from simulator.plan.search import Found, Searched
 from simulator.plan.space import Space
 from simulator.project.checkpoint import checkpoint_writers, replica_writers

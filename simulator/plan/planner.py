@@ -13,8 +13,8 @@ from simulator.errors import Complaints, Infeasible, did_you_mean
 from simulator.plan.limits import Limits
 from simulator.plan.money import Ledger, cheapest
 from simulator.plan.objectives import OBJECTIVES
+from simulator.plan.question import Question
 from simulator.plan.result import Plan, Planned, Proof, binds, why_lost
-from simulator.plan.score import Question
 from simulator.plan.search import Found, Searched, search
 from simulator.plan.space import Space, build_space
 from simulator.plan.ties import TIE_PROBABILITY, faster_probability

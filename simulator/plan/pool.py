@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from simulator.plan.balance import LayerCosts
 from simulator.plan.ladder import FITTED
-from simulator.plan.score import Layout, Scores
+from simulator.plan.layout import Layout
+from simulator.plan.score import Scores, fine_s
 from simulator.spec.strategy import Strategy
 
 Floats = npt.NDArray[np.float64]
@@ -84,7 +85,7 @@ class Pool:
             some = indices[start:stop]
             layout, chosen = self.groups[int(self.group[some[0]])]
             if chosen["split"] == "even":
-                finer = layout.fine_s(chosen, self.position[some], self.layers[some])
+                finer = fine_s(layout, chosen, self.position[some], self.layers[some])
                 self.bound_s[some] = np.maximum(self.bound_s[some], finer)
             self.fine[some] = True
 

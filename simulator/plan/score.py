@@ -1,8 +1,9 @@
 """Scores columns of strategies: peak memory, and step times that no run of the engine can beat.
 
 The formulas are the estimate's own (segments, stage costs, step end, memory, sends), called with arrays. What is new
-here is only how they are put together: times of segments once per distinct (tp, cp, ep, etp, micro-batch) and
-placement, stages and ranks by the few kinds that a pipeline has (`plan/dealing.py`), and the bound over a rank's work.
+here is only how they are put together: times of segments once per distinct (tp, cp, ep, etp, micro-batch) and placement
+(`plan/layout.py`), stages and ranks by the few kinds that a pipeline has (`plan/dealing.py`), and the bound over a
+rank's work.
 """
 
 from __future__ import annotations
@@ -14,39 +15,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from simulator.parallel.lower import boundary_bytes, pieces_of
-from simulator.parallel.memory import SegmentMemory, memories_of
-from simulator.parallel.recompute import policy_of
 from simulator.parallel.setting import groups_of
-from simulator.parallel.timing import segment_times_by_policy
-from simulator.plan.balance import LayerCosts, all_segments, costs_at
-from simulator.plan.block import Block, compact, seconds_of
-from simulator.plan.bounds import PAIRED
-from simulator.plan.dealing import Dealing, dealing, mapping_of
-from simulator.plan.floors import PLACED, Floors, counted, fits, place_keys, state_floor_bytes, whole_s
+from simulator.plan.block import Block
+from simulator.plan.dealing import mapping_of
+from simulator.plan.floors import PLACED, Floors, fits, place_keys, state_floor_bytes
 from simulator.plan.ladder import FITTED
+from simulator.plan.layout import Layout
+from simulator.plan.question import Question
 from simulator.plan.scorer import Entry, Scorer
 from simulator.plan.space import Space
-from simulator.plan.table import Columns, distinct, strategy_of
-from simulator.spec.hardware import Cluster
-from simulator.spec.model import ModelSpec
-from simulator.spec.run import Framework, Run
+from simulator.plan.table import strategy_of
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 _BLOCK = 4096
 """Rows evaluated together: their arrays stay in a core's cache."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """What a plan is for."""
-
-    model: ModelSpec
-    cluster: Cluster
-    run: Run
-    framework: Framework
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -71,128 +55,54 @@ Orders = Mapping[tuple[str, ...], Mask]
 """Placements with the rows that they count for."""
 
 
-class Layout:
-    """Rows that share the way sequences are split and the places of their tensor, context and expert groups."""
+def layout_scores(
+    layout: Layout, orders: Orders, ceiling_s: Callable[[], float], *, limit_bytes: float = np.inf, fewest: bool = True
+) -> Iterator[Scores]:
+    """Memory and coarse bounds of every strategy of the layout that fits `limit_bytes`, by options.
 
-    def __init__(self, space: Space, question: Question, split: Mapping[str, Any], rows: Ints) -> None:
-        self.space, self.question, self.rows = space, question, rows
-        self.split = dict(split)
-        self.chosen = {**split, **space.carried}
-        self.columns: Columns = space.columns(rows)
-        groups = groups_of(question.cluster, strategy_of(self.columns, self.chosen))
-        degrees = [self.columns[name] for name in ("tp", "cp", "ep", "etp", "micro_batch")]
-        first, self.place = distinct([*degrees, *place_keys(groups, PLACED)])
-        unique = {name: column[first] for name, column in self.columns.items()}
-        self.pieces = pieces_of(question.model, question.run, strategy_of(unique, self.chosen), question.framework)
-        self.segments = all_segments(self.pieces)
-        self.recompute = tuple(space.options["recompute"])
-        self.dealt: dict[str, tuple[Dealing, Ints]] = {}
-        self.costs: dict[tuple[int, str], LayerCosts] = {}
-        edge = boundary_bytes(question.model, self.pieces.shards, self.pieces.kernels, (1, self.pieces.layers))[0]
-        self.boundary_bytes = np.broadcast_to(np.asarray(edge, np.float64), (len(first),))
-        self._time(unique)
+    `orders` says for which rows each placement counts. Rows that cannot be below `ceiling_s()` are left out. With
+    `fewest` only as many layers are recomputed as must be.
+    """
+    options = layout.space.options
+    base = layout.rows % layout.space.bases
+    mappings: dict[str, list[str]] = {}
+    for schedule in options["schedule"]:
+        mappings.setdefault(mapping_of(schedule), []).append(schedule)
+    alive = np.argsort(layout.least_s, kind="stable")
+    for mapping, schedules in mappings.items():
+        masks = {name: options["schedule"][name][base] for name in schedules}
+        some = alive[np.any([mask[alive] for mask in masks.values()], axis=0)]
+        for start in range(0, len(some), _BLOCK):
+            part = some[start : start + _BLOCK]
+            part = part[layout.least_s[part] < ceiling_s()]
+            if not part.size:
+                break
+            block = Block(layout, mapping, part)
+            scorer = Scorer(block, limit_bytes=limit_bytes, ceiling_s=ceiling_s, fewest=fewest)
+            for zero, offered in options["zero"].items():
+                for schedule, mask in masks.items():
+                    taken = (offered[base] & mask)[part]
+                    if taken.any():
+                        yield from _by_order(layout, part, scorer.entries(zero, schedule, taken), orders)
 
-    def _time(self, unique: Columns) -> None:
-        question, degrees = self.question, strategy_of(unique, self.chosen)
-        policies = [policy_of(strategy_of(unique, {**self.chosen, "recompute": kind})) for kind in self.recompute]
-        times = segment_times_by_policy(
-            self.segments.values(), policies, question.cluster, groups_of(question.cluster, degrees)
-        )
-        self.times = {kind: {name: compact(time) for name, time in each.items()}
-                      for kind, each in zip(self.recompute, times, strict=True)}  # fmt: skip
-        self.memories: dict[str, dict[str, SegmentMemory]] = {
-            kind: memories_of(self.segments.values(), policy)
-            for kind, policy in zip(self.recompute, policies, strict=True)
-        }
-        self.least_s = self._least_s(len(unique["tp"]))
 
-    def _least_s(self, distinct_rows: int) -> Floats:
-        """Seconds of each row if its work were spread evenly over all ranks, with the least recomputation."""
-        talk = not any(schedule in PAIRED for schedule in self.space.options["schedule"])
-        whole = [
-            sum((count * whole_s(times[segment.name], talk=talk) for segment, count in counted(self.pieces)),
-                start=np.zeros(distinct_rows))
-            for times in self.times.values()
-        ]  # fmt: skip
-        least: Floats = np.min(whole, axis=0)
-        micro_batches = self.question.run.global_batch // (self.columns["dp"] * self.columns["micro_batch"])
-        return least[self.place] * micro_batches / self.columns["pp"]
-
-    def layer_costs(self, position: int, recompute: str) -> LayerCosts:
-        """What the segments of one of the rows cost."""
-        key = (int(self.place[position]), recompute)
-        if key not in self.costs:
-            times, memories = self.times[recompute], self.memories[recompute]
-            self.costs[key] = costs_at(self.pieces, times, memories, self.boundary_bytes, key[0])
-        return self.costs[key]
-
-    def pass_s(self, recompute: str, *, talk: bool, again: bool) -> Floats:
-        """Seconds of one micro-batch through the model, by distinct combination, `again` with its recomputation [s]."""
-        phases = ("forward", "input_grad", "weight_grad", *(("recompute",) if again else ()))
-        whole = np.zeros(len(self.boundary_bytes))
-        for segment, count in counted(self.pieces):
-            time = self.times[recompute][segment.name]
-            whole = whole + count * sum(seconds_of(getattr(time, phase), paired=not talk) for phase in phases)
-        return whole
-
-    def dealing(self, mapping: str) -> tuple[Dealing, Ints]:
-        """The tables of stages and ranks, and each row's index into them."""
-        if mapping not in self.dealt:
-            code = self.columns["pp"] * (self.columns["vp"].max() + 1) + self.columns["vp"]
-            _, first, place = np.unique(code, return_index=True, return_inverse=True)
-            pairs = list(zip(self.columns["pp"][first].tolist(), self.columns["vp"][first].tolist(), strict=True))
-            wanted = {"folded": 2, "both": 1}.get(mapping)
-            pairs = [(pp, vp) if wanted in (None, vp) else (1, 1) for pp, vp in pairs]
-            self.dealt[mapping] = dealing(self.pieces, pairs, mapping), place.reshape(-1)
-        return self.dealt[mapping]
-
-    def scores(
-        self, orders: Orders, ceiling_s: Callable[[], float], *, limit_bytes: float = np.inf, fewest: bool = True
-    ) -> Iterator[Scores]:
-        """Memory and coarse bounds of every strategy of the layout that fits `limit_bytes`, by options.
-
-        `orders` says for which rows each placement counts. Rows that cannot be below `ceiling_s()` are left out. With
-        `fewest` only as many layers are recomputed as must be.
-        """
-        options = self.space.options
-        base = self.rows % self.space.bases
-        mappings: dict[str, list[str]] = {}
-        for schedule in options["schedule"]:
-            mappings.setdefault(mapping_of(schedule), []).append(schedule)
-        alive = np.argsort(self.least_s, kind="stable")
-        for mapping, schedules in mappings.items():
-            masks = {name: options["schedule"][name][base] for name in schedules}
-            some = alive[np.any([mask[alive] for mask in masks.values()], axis=0)]
-            for start in range(0, len(some), _BLOCK):
-                part = some[start : start + _BLOCK]
-                part = part[self.least_s[part] < ceiling_s()]
-                if not part.size:
-                    break
-                block = Block(self, mapping, part)
-                scorer = Scorer(block, limit_bytes=limit_bytes, ceiling_s=ceiling_s, fewest=fewest)
-                for zero, offered in options["zero"].items():
-                    for schedule, mask in masks.items():
-                        taken = (offered[base] & mask)[part]
-                        if taken.any():
-                            yield from _by_order(self, part, scorer.entries(zero, schedule, taken), orders)
-
-    def fine_s(self, chosen: Mapping[str, Any], positions: Ints, layers: Ints) -> Floats:
-        """Finer bounds of some of the layout's rows (by position) under full options, sends and step end included."""
-        mapping = mapping_of(chosen["schedule"])
-        layers = np.where(layers == FITTED, 0, layers)  # No recomputation takes less than that of the fewest that fit.
-        found = []
-        for start in range(0, len(positions), _BLOCK):
-            part, again = positions[start : start + _BLOCK], layers[start : start + _BLOCK]
-            block = Block(self, mapping, part, order=chosen["order"])
-            none = {**chosen, "recompute": "none"}
-            if (again < 0).all():
-                found.append(block.fine_s(chosen))
-            elif not again.any():
-                found.append(block.fine_s(none))
-            else:
-                run = block.fine_s({**chosen, "recompute": "full"}, np.maximum(again, 1))
-                found.append(np.where(again == 0, block.fine_s(none), run) if (again == 0).any() else run)
-        return np.concatenate(found)
+def fine_s(layout: Layout, chosen: Mapping[str, Any], positions: Ints, layers: Ints) -> Floats:
+    """Finer bounds of some of the layout's rows (by position) under full options, sends and step end included."""
+    mapping = mapping_of(chosen["schedule"])
+    layers = np.where(layers == FITTED, 0, layers)  # No recomputation takes less than that of the fewest that fit.
+    found = []
+    for start in range(0, len(positions), _BLOCK):
+        part, again = positions[start : start + _BLOCK], layers[start : start + _BLOCK]
+        block = Block(layout, mapping, part, order=chosen["order"])
+        none = {**chosen, "recompute": "none"}
+        if (again < 0).all():
+            found.append(block.fine_s(chosen))
+        elif not again.any():
+            found.append(block.fine_s(none))
+        else:
+            run = block.fine_s({**chosen, "recompute": "full"}, np.maximum(again, 1))
+            found.append(np.where(again == 0, block.fine_s(none), run) if (again == 0).any() else run)
+    return np.concatenate(found)
 
 
 def _by_order(

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from simulator.plan.block import Block
 from simulator.plan.ladder import FITTED, Ladder
 from simulator.plan.uneven import Uneven
-
-if TYPE_CHECKING:
-    from simulator.plan.block import Block
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

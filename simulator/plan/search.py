@@ -26,7 +26,8 @@ from simulator.plan.fitted import fitted, fitted_on_its_split, one_stage_each
 from simulator.plan.ladder import FITTED
 from simulator.plan.objectives import Objective
 from simulator.plan.pool import Name, Pool
-from simulator.plan.score import Question, Sieve
+from simulator.plan.question import Question
+from simulator.plan.score import Sieve, layout_scores
 from simulator.plan.space import Space
 from simulator.result import Estimate
 from simulator.spec.strategy import Strategy
@@ -142,7 +143,7 @@ class _Search:
         sieve = Sieve(self.space, self.question, limit_bytes)
         self.unfit += sieve.refused
         for layout, orders in sieve.layouts(ceiling if self.cuts else None):
-            scored = layout.scores(orders, ceiling, limit_bytes=limit_bytes, fewest=self.timed)
+            scored = layout_scores(layout, orders, ceiling, limit_bytes=limit_bytes, fewest=self.timed)
             for number, scores in enumerate(scored, start=1):
                 self.scored += scores.scored
                 self.unfit += scores.refused

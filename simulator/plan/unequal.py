@@ -29,8 +29,8 @@ from simulator.plan.limits import SPLITS, Limits
 from simulator.plan.money import Ledger
 from simulator.plan.objectives import OBJECTIVES
 from simulator.plan.partition import best_split, between
+from simulator.plan.question import Question
 from simulator.plan.result import Plan, Planned
-from simulator.plan.score import Question
 from simulator.plan.search import Found
 from simulator.result import Estimate
 from simulator.schedule.order import Order

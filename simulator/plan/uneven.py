@@ -10,7 +10,7 @@ together are the model's layers.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +18,11 @@ import numpy.typing as npt
 from simulator.parallel.lower import Stage
 from simulator.parallel.memory import overhead_bytes
 from simulator.parallel.states import held_parameters, state_bytes
+from simulator.plan.block import Block
 from simulator.plan.bounds import PAIRED
 from simulator.result import COMMUNICATION
 from simulator.schedule.bounds import BIDIRECTIONAL, FUSED
 from simulator.schedule.closed import peak_in_flight
-
-if TYPE_CHECKING:
-    from simulator.plan.block import Block
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -13,8 +13,9 @@ from simulator.errors import InputError
 from simulator.parallel.legal import check
 from simulator.plan.block import Block
 from simulator.plan.dealing import mapping_of
+from simulator.plan.layout import Layout
 from simulator.plan.limits import DEGREES, OPTIONS
-from simulator.plan.score import Layout, Question
+from simulator.plan.question import Question
 from simulator.plan.space import Space
 from simulator.schedule.make import check_sizes
 from simulator.spec.strategy import Strategy

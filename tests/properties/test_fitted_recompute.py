@@ -18,7 +18,8 @@ from simulator.plan.fitted import fitted, fitted_on_its_split, one_stage_each, s
 from simulator.plan.ladder import FITTED
 from simulator.plan.limits import Limits
 from simulator.plan.pool import Pool
-from simulator.plan.score import Question, Sieve
+from simulator.plan.question import Question
+from simulator.plan.score import Sieve, fine_s, layout_scores
 from simulator.plan.space import build_space
 from simulator.spec.strategy import SCHEDULES, Strategy
 from tests.support import a100, dgx, gpt, mixture
@@ -219,7 +220,7 @@ def test_bounds_of_what_just_fits_never_exceed_the_engine(model) -> None:
         )  # fmt: skip
         space = build_space(model, question.cluster, run, question.framework, limits)
         for layout, orders in Sieve(space, question, np.inf).layouts():
-            for scores in layout.scores(orders, lambda: np.inf, limit_bytes=memory_bytes):
+            for scores in layout_scores(layout, orders, lambda: np.inf, limit_bytes=memory_bytes):
                 pool = Pool()
                 pool.add(layout, scores, np.inf)
                 pool.close(np.inf)
@@ -233,7 +234,7 @@ def test_bounds_of_what_just_fits_never_exceed_the_engine(model) -> None:
                         continue
                     answer = _estimate(question, found)
                     seen.add((strategy.schedule, scores.chosen["split"]))
-                    fine = layout.fine_s(scores.chosen, pool.position[index : index + 1], np.array([FITTED]))[0]
+                    fine = fine_s(layout, scores.chosen, pool.position[index : index + 1], np.array([FITTED]))[0]
                     assert pool.bound_s[index] <= answer.step_time_s * (1 + 1e-9), found
                     assert answer.fits
                     if scores.chosen["split"] == "even":

@@ -19,7 +19,8 @@ from simulator.plan.ladder import FITTED
 from simulator.plan.limits import Limits
 from simulator.plan.menus import PP_INSIDE_DP
 from simulator.plan.pool import Pool
-from simulator.plan.score import Question, Sieve
+from simulator.plan.question import Question
+from simulator.plan.score import Sieve, fine_s, layout_scores
 from simulator.plan.space import build_space
 from simulator.schedule.make import check_sizes
 from simulator.spec.strategy import SCHEDULES, Strategy
@@ -192,7 +193,7 @@ def _check_bounds(model, cluster, run, space, limit_bytes=np.inf) -> set[tuple[s
         state_bytes = state_floor_bytes(question, layout.columns, zeros)
         floors = Floors(space, question, layout.columns, layout.chosen["order"])
         floor_s, working_bytes = floors.floors(layout.chosen, np.arange(len(layout.rows)))
-        for scores in layout.scores(orders, lambda: np.inf, limit_bytes=limit_bytes):
+        for scores in layout_scores(layout, orders, lambda: np.inf, limit_bytes=limit_bytes):
             pool = Pool()
             pool.add(layout, scores, np.inf)
             pool.close(np.inf)
@@ -212,7 +213,7 @@ def _check_bounds(model, cluster, run, space, limit_bytes=np.inf) -> set[tuple[s
                 answer = sim.estimate(model, cluster, run, strategy)
                 again = stages if stages == "fitted" else "partial" if strategy.recompute_layers else strategy.recompute
                 seen.add((scores.chosen["split"], again))
-                fine = layout.fine_s(scores.chosen, np.array([position]), layers)[0]
+                fine = fine_s(layout, scores.chosen, np.array([position]), layers)[0]
                 if strategy.layers_per_stage or stages == "fitted":
                     fine = max(fine, scores.bound_s[index]) if stages == "fitted" else scores.bound_s[index]
                 assert floor_s[position] <= layout.least_s[position] * (1 + 1e-9), strategy

@@ -99,10 +99,9 @@ def test_a_mixture_in_two_stacks_keeps_its_place_in_the_catalogue() -> None:
 def whole(model: Any) -> list[Any]:
     """What a file can say of a model: its layers in order, both ends, and the norm."""
     def layers(stack: Any) -> list[Any]:
-        plain = [
-            (replace(one, experts=replace(one.experts, capacity_factor=0.0, routing_group=0)) if one.experts else one, n)
-            for one, n in stack.runs
-        ]
+        untrained = {"capacity_factor": 0.0, "routing_group": 0}
+        plain = [(replace(one, experts=replace(one.experts, **untrained)) if one.experts else one, count)
+                 for one, count in stack.runs]  # fmt: skip
         return [stack.role, stack.final_norm, *(one for one, count in plain for _ in range(count))]
 
     return [model.hidden, model.dropout, model.embedding, model.head, model.norm, model.norm_bias,

@@ -13,7 +13,7 @@ from simulator.errors import Infeasible
 from simulator.lowered import cost_step
 from simulator.parallel.lower import layers_of_stages
 from simulator.plan.balance import balanced_layers
-from simulator.plan.score import Question
+from simulator.plan.question import Question
 from simulator.spec.strategy import Strategy
 from tests.support import a100, dgx, gpt, mixture
 

@@ -10,7 +10,7 @@ import pytest
 import simulator as sim
 from simulator.cluster.members import as_fastest, as_slowest
 from simulator.errors import Infeasible
-from simulator.plan.score import Question
+from simulator.plan.question import Question
 from simulator.plan.unequal import layers_by_speed
 from simulator.spec.hardware import Cluster, Device
 from simulator.spec.run import Framework
