@@ -138,13 +138,24 @@ def _chosen(options: Mapping[str, Any]) -> dict[str, Any]:
     return chosen
 
 
+MOST_REPEATED = 10_000
+"""Times that a list may repeat a number: more stages than any pipeline has."""
+
+
 def integers(text: str, option: str) -> tuple[int, ...]:
-    """The whole numbers of "12,12,13". Raises BadParameter naming the option."""
+    """The whole numbers of "12,12,13" or, as tables print them, "12*2,13". Raises BadParameter naming the option."""
+    numbers: list[int] = []
     try:
-        return tuple(int(part) for part in text.split(","))
+        for part in text.split(","):
+            number, _, times = part.partition("*")
+            count = int(times) if "*" in part else 1
+            if not 1 <= count <= MOST_REPEATED:
+                raise ValueError
+            numbers += [int(number)] * count
     except ValueError:
-        raise click.BadParameter(f"{text!r} is not a list of whole numbers, as in 12,12,13.",
+        raise click.BadParameter(f"{text!r} is not a list of whole numbers, as in 12,12,13 or 12*2,13.",
                                  param_hint=option) from None  # fmt: skip
+    return tuple(numbers)
 
 
 def _fields_of(kind: type, from_file: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,8 +31,9 @@ def test_a_list_on_the_command_line_and_in_a_file_is_one_strategy(capsys, tmp_pa
     assert _answer(capsys, "--strategy", str(path)) == listed
     path.write_text("recompute_layers = 3\n")
     assert _answer(capsys, "--strategy", str(path)) == _answer(capsys, "--recompute-layers", "3")
-    assert run(["estimate", *CASE, "--recompute-layers", "5,x"]) == 2
-    assert "whole numbers" in capsys.readouterr().err
+    for wrong in ("5,x", "5*", "5*0", "5*2*3", "5*99999999"):
+        assert run(["estimate", *CASE, "--recompute-layers", wrong]) == 2
+        assert "whole numbers" in capsys.readouterr().err
 
 
 def test_the_command_of_a_report_and_its_words_say_the_list(capsys) -> None:
@@ -45,6 +46,10 @@ def test_the_command_of_a_report_and_its_words_say_the_list(capsys) -> None:
     assert "recompute full (5,3*2,0 layers by stage)" in " ".join(capsys.readouterr().out.split())
     assert run([*words[1:], "--why", "time.recompute"]) == 0
     assert "recompute_layers = 5,3,3,0" in capsys.readouterr().out
+
+
+def test_what_a_table_prints_can_be_typed_again(capsys) -> None:
+    assert _answer(capsys, "--recompute-layers", "5,3*2,0") == _answer(capsys, "--recompute-layers", "5,3,3,0")
 
 
 @pytest.mark.parametrize("form", ["megatron", "megatron-bridge"])
