@@ -144,18 +144,19 @@ MOST_REPEATED = 10_000
 
 def integers(text: str, option: str) -> tuple[int, ...]:
     """The whole numbers of "12,12,13" or, as tables print them, "12*2,13". Raises BadParameter naming the option."""
-    numbers: list[int] = []
     try:
-        for part in text.split(","):
-            number, _, times = part.partition("*")
-            count = int(times) if "*" in part else 1
-            if not 1 <= count <= MOST_REPEATED:
-                raise ValueError
-            numbers += [int(number)] * count
+        return tuple(number for part in text.split(",") for number in _repeated(part))
     except ValueError:
         raise click.BadParameter(f"{text!r} is not a list of whole numbers, as in 12,12,13 or 12*2,13.",
                                  param_hint=option) from None  # fmt: skip
-    return tuple(numbers)
+
+
+def _repeated(part: str) -> list[int]:
+    number, star, times = part.partition("*")
+    count = int(times) if star else 1
+    if not 1 <= count <= MOST_REPEATED:
+        raise ValueError(part)
+    return [int(number)] * count
 
 
 def _fields_of(kind: type, from_file: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
