@@ -1,11 +1,9 @@
-"""The mutants of a file: every function of it with one piece changed by mutmut's own operators, or some at random."""
+"""The mutants of a file: every function of it with one piece changed by mutmut's own operators."""
 
 from __future__ import annotations
 import __future__
 
 import difflib
-import hashlib
-import random
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,17 +47,6 @@ def mutants_of(path: Path) -> list[Mutant]:
             continue
         found.append(Mutant(names[node], _difference(before, after), after))
     return found
-
-
-def drawn(mutants: list[Mutant], count: int, seed: int, place: str) -> list[Mutant]:
-    """So many of a file's mutants at random, each as likely as any other: the same ones for the same code and seed."""
-    picked = random.Random(f"{place} {seed}").sample(range(len(mutants)), min(count, len(mutants)))
-    return [mutants[index] for index in sorted(picked)]
-
-
-def content(path: Path) -> str:
-    """What tells two states of a file apart, whether they were committed or not."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 def _functions(body: Any, inside: str) -> Iterator[tuple[Any, str]]:

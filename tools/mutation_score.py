@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-import sys
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from tools.mutants import content
-
 MUTATION = ROOT / "validation" / "mutation.json"
 PHYSICS = ("arch", "cluster", "parallel", "schedule")
 UNEXPLAINED = "not yet explained"
 """What tools/mutation.py writes beside a survivor that nobody has looked at."""
 NORMAL_95 = 1.96
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,17 @@ def physics() -> list[Path]:
     files = [file for folder in PHYSICS for file in sorted((ROOT / "simulator" / folder).rglob("*.py"))]
     return [file for file in [*files, ROOT / "simulator" / "units.py", ROOT / "simulator" / "numbers.py"]
             if file.stat().st_size > 200]  # fmt: skip
+
+
+def drawn(mutants: Sequence[T], count: int, seed: int, place: str) -> list[T]:
+    """So many of a file's mutants at random, each as likely as any other: the same ones for the same code and seed."""
+    picked = random.Random(f"{place} {seed}").sample(range(len(mutants)), min(count, len(mutants)))
+    return [mutants[index] for index in sorted(picked)]
+
+
+def content(path: Path) -> str:
+    """What tells two states of a file apart, whether they were committed or not."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 def entries() -> tuple[dict[str, Any], dict[str, Any]]:
