@@ -84,12 +84,11 @@ def simulate(
     transfers: Transfers | None = None,
     *,
     release_s: PerStage = 0.0,
-    extra_s: Floats | None = None,
 ) -> Timeline:
     """Runs an order.
 
     `release_s` holds, for each model stage, the seconds before its first forward may start (parameters still being
-    gathered). `extra_s` adds seconds to single tasks (slowdown beside a collective), by task number.
+    gathered).
 
     Raises InputError where an array has not one entry per stage or boundary, `Deadlock` where ranks wait for each
     other.
@@ -98,8 +97,6 @@ def simulate(
     transfers = transfers if transfers is not None else Transfers()
     costs = lay_out(order, durations, transfers)
     duration = costs.duration[graph.duration_index]
-    if extra_s is not None:
-        duration[graph.task_node] += np.where(graph.second, 0.0, extra_s)
     release = per_stage(release_s, order.stages, "release_s")
     none = np.zeros(0)
     launches = costs.host[graph.duration_index] if costs.host.any() else none
@@ -109,9 +106,7 @@ def simulate(
         sends=costs.send[graph.send_index] if sends else none,
         lates=costs.latency[graph.send_index] if sends else none,
     )  # fmt: skip
-    times = run_nodes(
-        graph, work, order.pp, [0.0, *release[order.model_stage].tolist()], repeats=extra_s is None
-    )
+    times = run_nodes(graph, work, order.pp, [0.0, *release[order.model_stage].tolist()])
     starts = times.start if launches.size else times.end - duration
     end = times.end[graph.task_node]
     return Timeline(

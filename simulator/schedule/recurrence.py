@@ -57,7 +57,6 @@ class _State:
     free: list[float]
     port: list[float]
     host: list[float]
-    done: list[float]
     arrival: list[float]
     """First `now` and the stages' parameters, then one entry per node."""
     end: list[float] = field(default_factory=list)
@@ -65,8 +64,8 @@ class _State:
     launched: list[float] = field(default_factory=list)
 
     def clocks(self) -> tuple[list[float], ...]:
-        """What a rank, its host, its device and its port remember, each list once."""
-        own = (self.free, self.host, self.done)
+        """What a rank, its host and its port remember, each list once."""
+        own = (self.free, self.host)
         return own if self.port is self.free else (*own, self.port)
 
 
@@ -80,23 +79,19 @@ class _Jump:
     shift_s: float
 
 
-def run_nodes(graph: Wiring, work: Work, ranks: int, begin: Sequence[float], *, repeats: bool) -> Times:
-    """Runs a wiring. `begin` holds "now" and when each slot's parameters are there [s].
-
-    `repeats` says that nodes which do the same take the same time, so that a steady state may be written down.
-    """
+def run_nodes(graph: Wiring, work: Work, ranks: int, begin: Sequence[float]) -> Times:
+    """Runs a wiring. `begin` holds "now" and when each slot's parameters are there [s]."""
     loop = _with_host if work.launches.size else _with_sends if work.sends.size else _plain
     idle = [0.0] * ranks
     free = list(idle)
-    state = _State(free=free, port=free if work.blocking else list(idle), host=list(idle), done=list(idle),
-                   arrival=list(begin))  # fmt: skip
+    state = _State(free=free, port=free if work.blocking else list(idle), host=list(idle), arrival=list(begin))
     jumps: list[_Jump] = []
 
     def run(first: int, stop: int) -> None:
         loop(state, graph, work, first, stop)
 
     at = 0
-    for zone in graph.zones if repeats else ():
+    for zone in graph.zones:
         run(at, zone.first)
         at = _through(zone, state, graph, work, run, jumps)
     run(at, graph.nodes)
@@ -144,15 +139,10 @@ def _touched(graph: Wiring, work: Work, first: int, stop: int) -> tuple[set[int]
     """Ranks whose clocks (in the sequence of `_State.clocks`) some nodes move."""
     ranks = graph.rank[first:stop]
     every = set(ranks)
-    if not work.sends.size:
-        return every, set(), set()
+    # Empty where nothing is sent.
     sends = (work.sends[first:stop] > 0) | (work.lates[first:stop] > 0)
-    ports = {rank for rank, does in zip(ranks, sends.tolist(), strict=True) if does}
-    if not work.launches.size:
-        return every, set(), set(), ports
-    works = sends | (work.seconds[first:stop] > 0) | (work.launches[first:stop] > 0)
-    devices = {rank for rank, does in zip(ranks, works.tolist(), strict=True) if does}
-    return every, every, devices, ports
+    ports = {rank for rank, does in zip(ranks, sends.tolist(), strict=False) if does}
+    return every, every if work.launches.size else set(), ports
 
 
 def _shift_s(
@@ -191,8 +181,6 @@ def _skip(state: _State, zone: Zone, jump: _Jump, before: Sequence[list[float]])
 
 def _expanded(values: list[float], jumps: Sequence[_Jump]) -> Floats:
     """One entry per node: those that ran, and those of the jumps."""
-    if not jumps or not values:
-        return np.array(values)
     pieces = []
     at = 0
     for jump in jumps:
@@ -247,24 +235,20 @@ def _with_sends(state: _State, graph: Wiring, work: Work, first: int, stop: int)
 
 
 def _with_host(state: _State, graph: Wiring, work: Work, first: int, stop: int) -> None:
-    free, port, host, done, arrival = state.free, state.port, state.host, state.done, state.arrival
+    free, port, host, arrival = state.free, state.port, state.host, state.arrival
     waits, blocking = work.waits, work.blocking
     columns = (part[first:stop].tolist() for part in (work.seconds, work.sends, work.lates, work.launches))
     rows = zip(graph.rank[first:stop], graph.after[first:stop], *columns, strict=True)
     for rank, after, seconds, send, late, launch in rows:
-        issued = max(host[rank], done[rank], arrival[after]) if waits else host[rank]
-        time = max(arrival[after], free[rank], issued if seconds or launch else 0.0)
+        # The host is no obstacle here: what runs ends no sooner than its last launch, so the rank is free no sooner.
+        time = max(arrival[after], free[rank])
         state.start.append(time)
-        host[rank] = issued + launch
-        state.launched.append(issued + launch)
-        time = max(time + seconds, host[rank]) if launch else time + seconds
+        host[rank] = (time if waits else host[rank]) + launch
+        state.launched.append(host[rank])
+        time = max(time + seconds, host[rank])
         free[rank] = time
         state.end.append(time)
-        time = max(time, port[rank]) if send or late else time
         if send or late:
-            time += send
+            time = max(time, port[rank]) + send
             port[rank] = time + late if blocking else time
-        if seconds or launch or send or late:
-            # A node that only waits for an input does not hold the host up.
-            done[rank] = free[rank]
         arrival.append(time + late)
