@@ -118,14 +118,14 @@ def _cut(text: str) -> str:
 def _scaled(value: float, steps: Mapping[str, float], unit: str, digits: int) -> str:
     """The value with the largest prefix that keeps it at or above 1 after rounding."""
     if value == 0 or not math.isfinite(value):
-        return f"{value:g} {unit}".rstrip()
+        return f"{value:g} {unit}"
     rounded = float(f"{value:.{digits}g}")
     factors = sorted(steps.items(), key=lambda step: step[1])
     prefix, factor = factors[0]
     for name, size in factors:
-        if abs(rounded) >= size * (1.0 - 1e-12):
+        if abs(rounded) >= size:
             prefix, factor = name, size
-    return f"{_significant(value / factor, digits)} {prefix}{unit}".rstrip()
+    return f"{_significant(value / factor, digits)} {prefix}{unit}"
 
 
 def _significant(value: float, digits: int) -> str:

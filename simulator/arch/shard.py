@@ -96,12 +96,12 @@ class Kernels:
 def kernels_for(model: ModelSpec, run: Run, framework: Framework, *, overlap_tp: bool, overlap_moe: bool) -> Kernels:
     """The kernels that `framework` runs for this model at this run's precision."""
     dropout = next(p for p in (run.dropout, framework.dropout, model.dropout) if p is not None)
-    attention = run.attention or framework.attention
-    activation = run.precision if run.precision in ("fp32", "tf32", "fp16", "bf16") else "bf16"
-    if framework.fused_attention_16_bit and not run.attention and DTYPE_BYTES[activation] > 2:
-        attention = "unfused"
+    fused = (run.attention or framework.attention) == "fused"
+    activation = "bf16" if run.precision in LOW_PRECISIONS else run.precision
+    if framework.fused_attention_16_bit and not run.attention and DTYPE_BYTES[activation] != 2:
+        fused = False
     return Kernels(
-        fused_attention=attention == "fused",
+        fused_attention=fused,
         attention_kernel=framework.attention_kernel,
         fused_softmax=framework.fused_softmax,
         fused_bias_activation=framework.fused_bias_activation,

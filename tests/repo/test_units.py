@@ -88,8 +88,6 @@ ELSEWHERE = {
     "pareto.tokens": "tokens",
     "plan.tokens": "tokens",
     "project.tokens": "tokens",
-    "sums_to.relative": "a relative difference",
-    "sums_to.total": "in the unit of the parts",
     "ticks.largest": "in the unit of the axis",
     "value_text.value": "in the unit given beside it",
     "training_flops.parameters": "parameters",

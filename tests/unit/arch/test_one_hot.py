@@ -7,7 +7,7 @@ import pytest
 from simulator.arch.experts import experts
 from simulator.arch.flops import work_flops
 from simulator.arch.one_hot import group_tokens
-from simulator.arch.operations import Gemm, Operation, Pointwise
+from simulator.arch.operations import Gemm, Operation, Pointwise, Saved
 from simulator.spec.model import ExpertsSpec
 from tests.unit.arch.hand import kernels, shard
 
@@ -15,28 +15,30 @@ SPEC = ExpertsSpec(count=12, top_k=2, hidden=16, capacity_factor=1.5, routing_gr
 """420 tokens of a rank in four groups of 105, each with 105 x 2 x 1.5 = 315 places for its experts."""
 
 
-def moves(spec: ExpertsSpec = SPEC, **sizes: object) -> dict[str, Operation]:
-    found = experts(spec, width=5, shard=shard(**sizes), kernels=kernels(expert_dispatch="einsum"), name="m")
+def moves(spec: ExpertsSpec = SPEC, dtype: str = "bf16", **sizes: object) -> dict[str, Operation]:
+    own = kernels(expert_dispatch="einsum", activation_dtype=dtype)
+    found = experts(spec, width=5, shard=shard(**sizes), kernels=own, name="m")
     return {operation.name.removeprefix("m."): operation for operation in found}
 
 
-def test_four_groups_of_105_tokens_and_315_places() -> None:
-    dispatch, combine = moves()["permute"], moves()["unpermute"]
-    build, product = dispatch.forward
-    assert build == Pointwise(bytes=420 * 315 * 2 * 2.0, kernel="one_hot")
-    to_places, to_tokens = Gemm(m=315, n=5, k=105, batch=4), Gemm(m=105, n=5, k=315, batch=4)
-    assert product == to_places
-    assert dispatch.input_grad == (to_tokens,)
-    assert combine.forward == (to_tokens,)
-    weights, total, back = combine.input_grad
-    assert (weights, back) == (Gemm(m=105, n=315, k=5, batch=4), to_places)
-    assert total == Pointwise(bytes=420 * 315 * 2.0, kernel="one_hot_grad")
-
-
-def test_what_stays_for_backward_is_the_mask_the_weights_and_the_experts_outputs() -> None:
-    kept = {saved.name: saved.bytes for name in ("permute", "unpermute") for saved in moves()[name].saves}
-    assert kept == {"m.permute.mask": 420 * 315 * 2.0, "m.permute.weights": 420 * 315 * 2.0,
-                    "m.unpermute.input": 420 * 3 * 5 * 2.0}  # fmt: skip
+@pytest.mark.parametrize(("dtype", "size"), [("bf16", 2.0), ("fp16", 2.0), ("fp32", 4.0)])
+def test_four_groups_of_105_tokens_and_315_places(dtype: str, size: float) -> None:
+    """Mask and weights have 420 x 315 entries; products multiply in the activations' dtype."""
+    found, entries = moves(dtype=dtype), 420 * 315
+    to_places, to_tokens, weights = (
+        Gemm(m=m, n=n, k=k, batch=4, dtype=dtype) for m, n, k in ((315, 5, 105), (105, 5, 315), (105, 315, 5))
+    )
+    assert found["permute"] == Operation(
+        name="m.permute", forward=(Pointwise(bytes=entries * 2 * size, kernel="one_hot"), to_places),
+        input_grad=(to_tokens,), modules=("moe",),
+        saves=(Saved(name="m.permute.mask", bytes=entries * size),
+               Saved(name="m.permute.weights", bytes=entries * size)),
+    )  # fmt: skip
+    assert found["unpermute"] == Operation(
+        name="m.unpermute", forward=(to_tokens,), modules=("moe",),
+        input_grad=(weights, Pointwise(bytes=entries * size, kernel="one_hot_grad"), to_places),
+        saves=(Saved(name="m.unpermute.input", bytes=420 * 3 * 5 * size),),
+    )  # fmt: skip
 
 
 def test_flops_are_those_of_the_einsums() -> None:
