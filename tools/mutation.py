@@ -176,12 +176,16 @@ class Mutator:
                     seen.add(frame.f_code)
 
             empty_caches()
+            # The runner of examples empties their names: with none left, a second run fails whatever the code.
+            names = dict(item.dtest.globs) if hasattr(item, "dtest") else {}
             # Processor time: how long it takes on a machine that others use says nothing about the test.
             started = time.process_time()
             sys.settrace(note)
             reports = runtestprotocol(item, log=False, nextitem=following)
             sys.settrace(None)
             self.seconds[item] = time.process_time() - started
+            if names:
+                item.dtest.globs.update(names)
             bad = [report for report in reports if report.failed]
             if bad:
                 print(f"left out, it fails unmutated: {item.nodeid}\n{bad[0].longreprtext[-500:]}", file=sys.stderr)
