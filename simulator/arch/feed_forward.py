@@ -41,7 +41,7 @@ def activation(
         modules=modules,
     )
     keep, take = kept_in(kernels.activation_input_dtype, rows * hidden * reads, kernels)
-    return replace(found, forward=(*found.forward, *keep), input_grad=(*take, *found.input_grad)) if keep else found
+    return replace(found, forward=(*found.forward, *keep), input_grad=(*take, *found.input_grad))
 
 
 def feed_forward(

@@ -58,18 +58,16 @@ def _with_norms_and_adds(
 ) -> list[Operation]:  # fmt: skip
     """Put the layer's norms before (and, when there are twice as many, after) its blocks."""
     result: list[Operation] = []
-    remaining = spec.norms
     after = spec.norms >= 2 * len(blocks)
     for index, (name, operations, bias) in enumerate(blocks):
-        if remaining > 0 and not (spec.parallel and index > 0):
-            result.append(_norm(f"{name}.norm", model, shard, kernels))
-            remaining -= 1
-        elif index == 0 or not spec.parallel:
-            result.append(_kept_input(name, model, shard, kernels))
+        if index == 0 or not spec.parallel:
+            if index < spec.norms:
+                result.append(_norm(f"{name}.norm", model, shard, kernels))
+            else:
+                result.append(_kept_input(name, model, shard, kernels))
         result += operations
-        if after and remaining > 0:
+        if after:
             result.append(_norm(f"{name}.post_norm", model, shard, kernels, output_saved=False, modules=()))
-            remaining -= 1
         result.append(
             bias_dropout_add(f"{name}.add", tokens=shard.split_tokens, width=model.hidden, kernels=kernels, bias=bias)
         )

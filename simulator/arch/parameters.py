@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from simulator.arch.layer import (
-    Segment,
-    embedding_segment,
-    head_segment,
-    layer_segment,
-    mtp_segment,
-    norm_segment,
-)
-from simulator.arch.operations import Weight
+from simulator.arch.layer import embedding_segment, head_segment, layer_operations, mtp_segment, norm_segment
+from simulator.arch.operations import Operation, Weight
 from simulator.arch.shard import Kernels, Shard
 from simulator.spec.model import LayerSpec, ModelSpec
 
@@ -23,7 +16,8 @@ COUNTING = Kernels(
     compiled=False, dropout=False, activation_dtype="bf16", gemm_dtype="bf16", logits_dtype="fp32",
     overlap_tp_grad=False, overlap_tp=False, overlap_moe=False,
 )  # fmt: skip
-"""Any kernels will do: parameters do not depend on them."""
+ONE_TOKEN = Shard(micro_batch=1, seq_len=1)
+"""Any kernels and lengths will do: parameters do not depend on them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,19 +34,16 @@ def parameters(model: ModelSpec) -> Parameters:
 
     Multi-token-prediction modules are a part of their own, outside `total` (publications count them apart).
     """
-    shard = Shard(micro_batch=1, seq_len=model.seq_len or 1, memory_seq_len=1)
     by_part: dict[str, int] = {}
     inactive = 0
     for stack in model.stacks:
         for spec, count in stack.runs:
-            segment = layer_segment(spec, model, shard=shard, kernels=COUNTING, name="layer")
-            for weight in _weights(segment):
-                part = _part(weight)
-                by_part[part] = by_part.get(part, 0) + _elements(weight) * count
-            inactive += _idle_expert_parameters(spec, segment) * count
-        _add(by_part, norm_segment(model, stack, shard=shard, kernels=COUNTING))
-    _add(by_part, embedding_segment(model, shard=shard, kernels=COUNTING))
-    _add(by_part, head_segment(model, shard=shard, kernels=COUNTING))
+            operations = layer_operations(spec, model, shard=ONE_TOKEN, kernels=COUNTING)
+            _add(by_part, operations, count)
+            inactive += _idle_expert_parameters(spec, operations) * count
+        _add(by_part, norm_segment(model, stack, shard=ONE_TOKEN, kernels=COUNTING).operations, 1)
+    _add(by_part, embedding_segment(model, shard=ONE_TOKEN, kernels=COUNTING).operations, 1)
+    _add(by_part, head_segment(model, shard=ONE_TOKEN, kernels=COUNTING).operations, 1)
     total = sum(by_part.values())
     return Parameters(total=total, active=total - inactive, by_part=by_part)
 
@@ -61,9 +52,8 @@ def mtp_parameters(model: ModelSpec) -> int:
     """Parameters of the multi-token-prediction modules, which publications count apart from the total."""
     if not model.head.mtp_layers:
         return 0
-    shard = Shard(micro_batch=1, seq_len=1)
-    segment = mtp_segment(model, shard=shard, kernels=COUNTING)
-    return model.head.mtp_layers * sum(_elements(weight) for weight in _weights(segment))
+    segment = mtp_segment(model, shard=ONE_TOKEN, kernels=COUNTING)
+    return model.head.mtp_layers * sum(_elements(weight) for weight in _weights(segment.operations))
 
 
 def _elements(weight: Weight) -> int:
@@ -71,14 +61,14 @@ def _elements(weight: Weight) -> int:
     return round(float(weight.elements))
 
 
-def _weights(segment: Segment) -> list[Weight]:
-    return [weight for operation in segment.operations for weight in operation.weights]
+def _weights(operations: Iterable[Operation]) -> list[Weight]:
+    return [weight for operation in operations for weight in operation.weights]
 
 
-def _add(by_part: dict[str, int], segment: Segment) -> None:
-    for weight in _weights(segment):
+def _add(by_part: dict[str, int], operations: Iterable[Operation], count: int) -> None:
+    for weight in _weights(operations):
         part = _part(weight)
-        by_part[part] = by_part.get(part, 0) + _elements(weight)
+        by_part[part] = by_part.get(part, 0) + _elements(weight) * count
 
 
 def _part(weight: Weight) -> str:
@@ -92,12 +82,12 @@ def _part(weight: Weight) -> str:
         return "shared_experts"
     if name.endswith("norm"):
         return "norms"
-    return name.split(".", 1)[0]
+    return name.partition(".")[0]
 
 
-def _idle_expert_parameters(spec: LayerSpec, segment: Segment) -> int:
+def _idle_expert_parameters(spec: LayerSpec, operations: Iterable[Operation]) -> int:
     """Parameters of the experts that one token does not visit."""
     if spec.experts is None:
         return 0
-    held = sum(_elements(weight) for weight in _weights(segment) if weight.sharing == "expert")
+    held = sum(_elements(weight) for weight in _weights(operations) if weight.sharing == "expert")
     return held // spec.experts.count * (spec.experts.count - spec.experts.visited)

@@ -115,6 +115,22 @@ def test_four_norms_stand_before_and_after_each_block() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_an_unfused_add_of_each_block_counts_its_own_bias(bias: bool) -> None:
+    """One kernel for the residual and one for a bias, which no LSTM has."""
+    unfused = {**PLACE, "kernels": kernels(fused_bias_dropout=False)}
+    cell = LstmSpec(hidden=9, projection=6)
+    for name, spec, counted in (
+        ("attention", LayerSpec(attention=replace(ATTENTION, out_bias=bias)), bias),
+        ("cross_attention", LayerSpec(cross_attention=replace(ACROSS, out_bias=bias)), bias),
+        ("mlp", LayerSpec(feed_forward=replace(MLP, bias=bias)), bias),
+        ("moe", LayerSpec(experts=replace(EXPERTS, bias=bias)), bias),
+        ("lstm", LayerSpec(lstm=cell), False),
+    ):
+        add = layer_operations(spec, MODEL, **unfused)[-1]
+        assert (add.name, [work.kernels for work in add.forward]) == (f"{name}.add", [2 if counted else 1])
+
+
 def test_segments_are_named_and_know_their_input() -> None:
     """7 of 21 tokens of 12 x 2 bytes; a token's id takes 8 bytes on every rank."""
     spec = LayerSpec(attention=ATTENTION, feed_forward=MLP)
@@ -188,3 +204,14 @@ def test_parameters_part_by_part() -> None:
     assert found.total == sum(found.by_part.values())
     assert found.total - found.active == 2 * 6 * 3 * 64 * 128
     assert parameters(replace(model, seq_len=0)) == found
+
+
+def test_what_a_token_does_not_visit_adds_up_over_kinds_of_layers() -> None:
+    """Kinds of 3 x 64 x 128 and 3 x 64 x 100 in an expert, of which 6 of 8 and 2 of 3 are idle; counts are whole."""
+    model = mixture(64, 3, 4, experts=8, top_k=2, expert_hidden=128)
+    layer = model.stacks[0].runs[0][0]
+    assert layer.experts is not None
+    other = replace(layer, experts=replace(layer.experts, count=3, top_k=1, hidden=100))
+    found = parameters(replace(model, stacks=(StackSpec(role="decoder", runs=((layer, 2), (other, 5))),)))
+    assert found.total - found.active == 2 * 6 * 3 * 64 * 128 + 5 * 2 * 3 * 64 * 100
+    assert isinstance(found.active, int)
