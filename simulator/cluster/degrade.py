@@ -65,8 +65,8 @@ def _at_most(load: int, shares: Sequence[Floats]) -> float:
     return float(reach[0])
 
 
-def with_collisions(cluster: Cluster, *, flows_per_device: int, paths: int, tier: int = -1) -> Cluster:
-    """The cluster with one tier's bandwidth divided by the slowdown of hashing flows onto its paths.
+def with_collisions(cluster: Cluster, *, flows_per_device: int, paths: int) -> Cluster:
+    """The cluster with the outermost tier's bandwidth divided by the slowdown of hashing flows onto its paths.
 
     `flows_per_device` is how many connections a device spreads its traffic over (Llama 3: 16 flows a pair of
     racks, so that hashing balances). Switches that spray packets have no collisions: leave this out. Raises InputError
@@ -74,10 +74,10 @@ def with_collisions(cluster: Cluster, *, flows_per_device: int, paths: int, tier
     """
     if len(cluster.tiers) == 1:
         raise InputError([f"{cluster.name} has no network above {cluster.tiers[0].name} whose flows could collide."])
-    units = cluster.tiers[tier - 1 if tier else 0].size
+    units = cluster.tiers[-2].size
     slow = ecmp_slowdown(flows_per_device * min(units, paths), paths)
     return with_tier(
-        cluster, tier, lambda own: replace(own, bandwidth_bytes_per_s=own.bandwidth_bytes_per_s / slow)
+        cluster, -1, lambda own: replace(own, bandwidth_bytes_per_s=own.bandwidth_bytes_per_s / slow)
     )
 
 

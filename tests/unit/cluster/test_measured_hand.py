@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulator.cluster import measured
+from simulator.cluster import device, measured
 from simulator.cluster.device import (
     attention_time_s,
     gemm_time_s,
@@ -133,3 +133,16 @@ def test_trained_experts_are_no_quicker_than_a_batch_of_plain_products(tokens: i
     assert isinstance(trained_experts_time_s(quick, "bf16", **sizes), float)
     assert trained_experts_time_s(device, "bf16", **{**sizes, "tokens": np.array([0, tokens])})[1] == pytest.approx(
         max(plain, grouped))  # fmt: skip
+
+
+def test_a_calibrated_device_s_experts_in_training_run_its_own_batched_products() -> None:
+    """Rows of 4 experts: 8 x 1.5 / 4 = 3 each: 4 x (2 x 45 + 20 x 15 + 200 x 15 + 0.25 x 9) after a call of 2000."""
+    sizes: dict[str, Any] = {"experts": 4, "tokens": 8, "n": 3, "k": 5, "imbalance": 1.5}
+    assert device.trained_experts_time_s(DEVICE, "fp32", **sizes) == 2000 + 4 * (90 + 300 + 3000 + 2.25)
+    with pytest.raises(InputError, match="gemm in bf16 was not measured"):
+        device.trained_experts_time_s(DEVICE, "bf16", **sizes)
+
+
+def test_columns_of_no_groups_have_no_times() -> None:
+    assert measured.collective_time_s(HERE, "all_reduce", np.array([]), Group(np.array([]))).shape == (0,)
+    assert measured.collective_time_s(HERE, "send", np.array([1.0, 2.0]), Group(2)).tolist() == pytest.approx([5, 5])
