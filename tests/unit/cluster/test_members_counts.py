@@ -127,8 +127,10 @@ def test_links_are_taken_from_the_fastest_or_the_slowest_of_them() -> None:
     worst, said = members.as_slowest(mixed)
     assert worst.tiers == (slow, late)
     assert said == (
-        "Unequal nodes: every step waits for node 0 (base, nvlink at 300 GB/s), the slowest in bf16; MFU is of its"
-        " peak.",
+        (
+            "Unequal nodes: every step waits for node 0 (base, nvlink at 300 GB/s), the slowest in bf16; "
+            "MFU is of its peak."
+        ),
         "The slowest links within a node are those of node 1 (base, nvlink at 100 GB/s).",
         "The slowest links to the network are those of node 0 (base, fabric at 25 GB/s).",
         "The least memory per device is that of node 2 (base, nvlink at 300 GB/s): 8 GiB.",
