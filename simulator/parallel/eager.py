@@ -73,29 +73,28 @@ class Builder:
         self.append(name, reads=(x,), makes=(made, mask), keeps=(mask,))
         return made
 
-    def norm(self, name: str, x: Tensor, width: int = 0) -> Tensor:
-        """layer_norm in one operator, or rms_norm composed of operators."""
-        width = width or self.model.hidden
-        rows = x.bytes / (width * self.size)
+    def norm(self, name: str, x: Tensor) -> Tensor:
+        """layer_norm in one operator, which keeps a mean and a scale of each row, or rms_norm composed of operators."""
         if self.model.norm != "layernorm":
-            return self._rms_norm(name, x, rows, width)
+            return self._rms_norm(name, x)
+        width = self.model.hidden
         weights = [self.weight(f"{name}.weight", width)]
         if self.model.norm_bias:
             weights.append(self.weight(f"{name}.bias", width))
-        made, mean, scale = Tensor(x.bytes), Tensor(rows * self.size), Tensor(rows * self.size)
+        made, mean, scale = Tensor(x.bytes), Tensor(x.bytes / width), Tensor(x.bytes / width)
         self.append(name, reads=(x,), makes=(made, mean, scale), keeps=(x, mean, scale), weights=tuple(weights))
         return made
 
-    def _rms_norm(self, name: str, x: Tensor, rows: float, width: int) -> Tensor:
+    def _rms_norm(self, name: str, x: Tensor) -> Tensor:
         """y = w (x r), r = rsqrt(mean(x^2)), in fp32 with a cast before and after where x is narrower. Each product's
         backward also makes, before it sums it to the shape of the smaller factor, a product as large as x; that of the
         square makes x and 2 x.
         """
-        full = rows * width * 4.0
+        width, full = self.model.hidden, x.bytes / self.size * 4.0
         wide = x if x.bytes == full else self.node(f"{name}.wide", full, x)
         squared = self.node(f"{name}.pow", full, wide, keeps=(wide,), backward_bytes=2 * full)
-        mean = self.node(f"{name}.mean", rows * 4.0, squared)
-        scale = self.node(f"{name}.rsqrt", rows * 4.0, mean)
+        mean = self.node(f"{name}.mean", full / width, squared)
+        scale = self.node(f"{name}.rsqrt", full / width, mean)
         normal = self.node(f"{name}.normalised", full, wide, scale, keeps=(wide, scale), backward_bytes=full)
         made = self.node(f"{name}.weight", full, normal, keeps=(normal,), backward_bytes=full,
                          weights=(self.weight(f"{name}.weight", width),))  # fmt: skip
@@ -150,7 +149,7 @@ def attention(
     if spec.rope_head_dim:
         q, k = (rotated(b, f"{name}.rotary_{letter}", part) for letter, part in (("q", q), ("k", k)))
         b.constant_bytes["rotary", length] = 2 * length * spec.rope_head_dim * b.size
-    if spec.causal and memory is None:
+    if spec.causal:
         b.constant_bytes["mask", length] = length * length * b.size
     with b.checkpointed("core_attn" in b.policy.modules):
         context = _fused_core(b, name, q, k, v, spec) if b.kernels.fused_attention else _core(b, name, q, k, v, spec)

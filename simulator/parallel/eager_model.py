@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from simulator.arch.shard import Kernels
 from simulator.errors import InputError
@@ -117,26 +118,24 @@ def _embedding(b: Builder, length: int) -> Tensor:
 def _layer(b: Builder, x: Tensor, spec: LayerSpec, memory: Tensor | None, *, after: bool) -> Tensor:
     """Norm, block, add for each block; `after`: block, add, norm."""
     with b.checkpointed(b.policy.full):
-        for name in ("attention", "cross_attention", "mlp", "moe"):
-            if getattr(spec, {"mlp": "feed_forward", "moe": "experts"}.get(name, name)) is None:
-                continue
-            made = _block(b, name, x if after else b.norm(f"{name}.norm", x), spec, memory)
+        for name, block in _blocks(b, spec, memory):
+            made = block(x if after else b.norm(f"{name}.norm", x))
             x = b.add(f"{name}.add", x, b.dropout(f"{name}.dropout", made))
             if after:
                 x = b.norm(f"{name}.norm", x)
     return x
 
 
-def _block(b: Builder, name: str, x: Tensor, spec: LayerSpec, memory: Tensor | None) -> Tensor:
-    if name == "attention" and spec.attention is not None:
-        return attention(b, name, x, spec.attention)
-    if name == "cross_attention" and spec.cross_attention is not None:
-        return attention(b, name, x, spec.cross_attention, memory=memory)
-    if name == "mlp" and spec.feed_forward is not None:
-        return feed_forward(b, name, x, spec.feed_forward)
-    if spec.experts is None:
-        raise ValueError(name)
-    return _experts(b, name, x, spec.experts)
+def _blocks(b: Builder, spec: LayerSpec, memory: Tensor | None) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+    """The blocks of a layer in order, by name."""
+    if spec.attention is not None:
+        yield "attention", partial(attention, b, "attention", spec=spec.attention)
+    if spec.cross_attention is not None:
+        yield "cross_attention", partial(attention, b, "cross_attention", spec=spec.cross_attention, memory=memory)
+    if spec.feed_forward is not None:
+        yield "mlp", partial(feed_forward, b, "mlp", spec=spec.feed_forward)
+    if spec.experts is not None:
+        yield "moe", partial(_experts, b, "moe", spec=spec.experts)
 
 
 def _experts(b: Builder, name: str, x: Tensor, spec: ExpertsSpec) -> Tensor:
