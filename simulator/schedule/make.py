@@ -110,7 +110,9 @@ def check_sizes(schedule: str, *, pp: int, micro_batches: int, vp: int = 1, grou
             where="micro_batches",
         )
     if schedule == "dualpipe":
-        broken.require(micro_batches % 2 == 0, f"dualpipe needs an even micro_batches({micro_batches})")
+        broken.require(
+            micro_batches % 2 == 0, f"dualpipe needs an even micro_batches({micro_batches})", where="micro_batches"
+        )
     if schedule == "chimera":
         broken.require(
             micro_batches % pp == 0,
@@ -137,16 +139,18 @@ def _check_stages(broken: Complaints, schedule: str, pp: int, vp: int) -> None:
 
 def _check_group(broken: Complaints, schedule: str, pp: int, micro_batches: int, group: int) -> None:
     """Megatron-LM schedules.py, `forward_backward_pipelining_with_interleaving`: the same two refusals."""
+    least = max(pp, group)
     broken.require(
         pp <= group <= micro_batches,
         f"{schedule} needs pp({pp}) <= group_size({group}) <= micro_batches({micro_batches})",
         where="group_size",
-        hint=f"Use at least {max(pp, group)} micro-batches.",
+        hint=f"Use a group_size of {least} and at least {least} micro-batches.",
     )
-    rest = micro_batches % group
+    # Fewer micro-batches than one group: the rule above has said so.
+    rest = micro_batches % group if group <= micro_batches else 0
     broken.require(
         rest == 0 or rest >= pp,
         f"micro_batches({micro_batches}) mod group_size({group}) = {rest} must be 0 or at least pp({pp})",
         where="micro_batches",
-        hint=f"Use {micro_batches - rest or group} or {micro_batches - rest + group} micro-batches.",
+        hint=f"Use {micro_batches - rest} or {micro_batches - rest + group} micro-batches.",
     )

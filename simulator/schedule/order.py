@@ -109,8 +109,8 @@ class Order:
     def position(self) -> npt.NDArray[np.int32]:
         """Task number by [kind F / B or BW / W, slot, micro-batch]; -1 where there is none."""
         position = np.full((3, self.slots, self.micro_batches), -1, np.int32)
-        column = np.array([0, 1, 2, 1], np.int8)[self.kind]
-        position[column, self.slot, self.micro_batch] = np.arange(self.tasks, dtype=np.int32)
+        column = np.array([0, 1, 2, 1])[self.kind]
+        position[column, self.slot, self.micro_batch] = np.arange(self.tasks)
         return position
 
     @cached_property
@@ -129,20 +129,21 @@ class Order:
 def loop_placement(pp: int, vp: int) -> tuple[Ints, Ints, Ints]:
     """slot_rank, model_stage, previous for stage = chunk * pp + rank (Megatron-LM; Narayanan et al. 2021, 2.2.2)."""
     stage = np.arange(pp * vp, dtype=np.int32)
-    return (stage % pp).astype(np.int32), stage, stage - 1
+    return stage % pp, stage, stage - 1
 
 
 def folded_placement(pp: int) -> tuple[Ints, Ints, Ints]:
     """slot_rank, model_stage, previous for the V: rank r holds stages r and 2 pp - 1 - r (Qi et al. 2024, ZBV)."""
     stage = np.arange(2 * pp, dtype=np.int32)
-    return np.minimum(stage, 2 * pp - 1 - stage).astype(np.int32), stage, stage - 1
+    return np.minimum(stage, 2 * pp - 1 - stage), stage, stage - 1
 
 
 def bidirectional_placement(pp: int) -> tuple[Ints, Ints, Ints]:
     """slot_rank, model_stage, previous for two copies of the model in opposite directions (Chimera, DualPipe)."""
     stage = np.arange(pp, dtype=np.int32)
-    previous = np.concatenate([stage - 1, np.where(stage == 0, -1, stage + pp - 1)])
-    return np.concatenate([stage, stage[::-1]]), np.concatenate([stage, stage]), previous.astype(np.int32)
+    previous = np.concatenate([stage, stage + pp]) - 1
+    previous[pp] = -1
+    return np.concatenate([stage, stage[::-1]]), np.concatenate([stage, stage]), previous
 
 
 def build_order(
@@ -157,7 +158,7 @@ def build_order(
 ) -> Order:
     """An Order from one (tasks, 3) array of (slot, micro-batch, kind) per rank, and which tasks are paired."""
     lengths = [len(column) for column in columns]
-    table = np.concatenate([np.asarray(column, np.int32).reshape(-1, 3) for column in columns])
+    table = np.concatenate([np.asarray(column, np.int32) for column in columns])
     slot_rank, model_stage, previous = placement
     return Order(
         schedule=schedule,
@@ -168,7 +169,7 @@ def build_order(
         slot=np.ascontiguousarray(table[:, 0]),
         micro_batch=np.ascontiguousarray(table[:, 1]),
         kind=table[:, 2].astype(np.int8),
-        paired=np.zeros(len(table), np.bool_) if paired is None else np.concatenate(list(paired)),
+        paired=np.zeros(len(table), np.bool_) if paired is None else np.concatenate(paired),
         slot_rank=slot_rank,
         model_stage=model_stage,
         previous=previous,
@@ -199,8 +200,9 @@ def check(order: Order, *, where: str = "") -> None:
 
 
 def _check_once(order: Order, complaints: Complaints, where: str) -> None:
-    count = np.zeros((3, order.slots, order.micro_batches), np.int64)
-    np.add.at(count, (np.array([0, 1, 2, 1])[order.kind], order.slot, order.micro_batch), 1)
+    of_kind = np.zeros((len(KINDS), order.slots, order.micro_batches), np.int64)
+    np.add.at(of_kind, (order.kind, order.slot, order.micro_batch), 1)
+    count = np.stack([of_kind[FORWARD], of_kind[INPUT_GRAD] + of_kind[BACKWARD], of_kind[WEIGHT_GRAD]])
     for kind, slot, micro_batch in zip(*np.nonzero(count > 1), strict=True):
         times = count[kind, slot, micro_batch]
         complaints.add(f"{action_name(slot, micro_batch, kind)} stands {times} times", where=where)
@@ -215,20 +217,18 @@ def _check_once(order: Order, complaints: Complaints, where: str) -> None:
             for kind in (FORWARD, INPUT_GRAD):
                 if not count[kind, slot, micro_batch]:
                     complaints.add(f"{action_name(slot, micro_batch, kind)} is missing", where=where)
-    split = np.zeros(count.shape[1:], np.bool_)
-    only_input = order.kind == INPUT_GRAD
-    split[order.slot[only_input], order.micro_batch[only_input]] = True
-    for slot, micro_batch in zip(*np.nonzero(split != (count[2] > 0)), strict=True):
+    split = of_kind[INPUT_GRAD] > 0
+    for slot, micro_batch in zip(*np.nonzero(split != (count[WEIGHT_GRAD] > 0)), strict=True):
         state = "is missing" if split[slot, micro_batch] else "has no B (BW already holds the weight gradient)"
         complaints.add(f"{action_name(slot, micro_batch, WEIGHT_GRAD)} {state}", where=where)
 
 
 def _check_sequence(order: Order, complaints: Complaints, where: str) -> None:
     first, second = order.position[0], order.position[1]
-    late = (first >= 0) & (second >= 0) & (first > second)
+    late = (second >= 0) & (first > second)
     for slot, micro_batch in zip(*np.nonzero(late), strict=True):
         complaints.add(f"B s{slot} m{micro_batch} comes before its F on the same rank", where=where)
     third = order.position[2]
-    early = (third >= 0) & (second >= 0) & (second > third)
+    early = (third >= 0) & (second > third)
     for slot, micro_batch in zip(*np.nonzero(early), strict=True):
         complaints.add(f"W s{slot} m{micro_batch} comes before its B on the same rank", where=where)

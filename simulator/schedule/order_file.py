@@ -34,8 +34,8 @@ Row = list[tuple[int, int, int, bool]]
 def read_order(path: str | Path) -> Order:
     """The order in a file, checked and ready to run.
 
-    Raises InputError with every problem and its line: unreadable cells, tasks that are missing or stand twice, on
-    two ranks, or in an impossible order, and ranks that wait for each other in a circle.
+    Raises InputError with every problem and its line: unreadable cells, ranks without tasks, tasks that are missing
+    or stand twice, on two ranks, or in an impossible order, and ranks that wait for each other in a circle.
     """
     file = Path(path)
     try:
@@ -55,7 +55,7 @@ def parse_order(text: str, *, where: str = "order") -> Order:
         for number, line in enumerate(text.splitlines(), 1)
         if line.strip() and not line.lstrip().startswith("#")
     ]
-    broken.require(bool(rows) and any(rows), "holds no tasks", where=where)
+    broken.require(bool(rows), "holds no tasks", where=where)
     broken.raise_if_any()
     order = _assemble(rows, where)
     check(order, where=where)
@@ -76,6 +76,7 @@ def _row(line: str, where: str, broken: Complaints) -> Row:
                 broken.add(f"{cell!r} is not a task", where=where, hint="Write <stage><F|I|W|B><micro-batch>, as 2F0.")
                 break
             row.append((int(task[1]), int(task[3]), _LETTERS[task[2]], pair is not None and index == 0))
+    broken.require(bool(line.strip(", \t")), "this rank runs nothing", where=where, hint="Take its line out.")
     return row
 
 
@@ -100,16 +101,16 @@ def _assemble(rows: list[Row], where: str) -> Order:
     broken.raise_if_any()
     place = {slot: index for index, slot in enumerate(slots)}
     columns = [
-        np.array([(place[stage, rank], number, kind) for stage, number, kind, _ in row], np.int32).reshape(-1, 3)
+        np.array([(place[stage, rank], number, kind) for stage, number, kind, _ in row], np.int32)
         for rank, row in enumerate(rows)
     ]
-    paired = [np.array([pair for *_, pair in row], np.bool_) for row in rows]
+    paired = [np.array([pair for *_, pair in row]) for row in rows]
     placement = (
         np.array([rank for _, rank in slots], np.int32),
         np.array([stage for stage, _ in slots], np.int32),
         previous,
     )
-    vp = max(1, -(-stages // len(rows)))
+    vp = -(-stages // len(rows))
     return build_order("file", len(rows), vp, micro_batches, columns, placement=placement, paired=paired)
 
 
@@ -134,10 +135,10 @@ def _chains(numbers: dict[tuple[int, int], set[int]], where: str) -> tuple[list[
     slots = [slot for chain in chains for slot in chain]
     for slot in sorted(set(numbers) - set(slots)):
         broken.add(f"stage {slot[0]} on rank {slot[1]} is fed by no rank", where=where)
-    previous = [index - 1 if index else -1 for chain in chains for index in range(len(chain))]
-    offsets = np.repeat(np.cumsum([0] + [len(chain) for chain in chains[:-1]]), [len(chain) for chain in chains])
-    shifted = np.array(previous, np.int64)
-    return slots, np.where(shifted >= 0, shifted + offsets, -1).astype(np.int32), broken
+    # A whole chain has a slot of every stage.
+    previous = np.arange(len(slots), dtype=np.int32) - 1
+    previous[:: len(by_stage)] = -1
+    return slots, previous, broken
 
 
 def format_order(order: Order) -> str:

@@ -43,16 +43,16 @@ def fsdp_passes_s(
         raise InputError(["an FSDP stage needs one forward, backward, gather and reduce time per unit, and one unit"])
     graph = TaskGraph()
     computed: list[int] = []
-    there = [-1] * count
+    there: dict[int, int] = {}
     kept = [False] * count
 
     def gather(unit: int) -> None:
         # Issued once the buffer of the unit `prefetch + 1` back is free again, in step with compute.
-        free = computed[len(computed) - 1 - prefetch] if len(computed) > prefetch else -1
-        there[unit] = graph.add("wire", layers.gather_s[unit], free)
+        free = computed[: max(len(computed) - prefetch, 0)]
+        there[unit] = graph.add("wire", layers.gather_s[unit], *free[-1:])
 
     def compute(seconds: float, unit: int) -> None:
-        computed.append(graph.add("compute", seconds, there[unit], computed[-1] if computed else -1))
+        computed.append(graph.add("compute", seconds, there[unit], *computed[-1:]))
 
     for number in range(micro_batches):
         for unit in range(count):

@@ -33,27 +33,26 @@ class Step:
         last task ends, and all of it as equal buckets; what of a gather hides beside the next step's first forward is
         drawn beside this one's, since steps repeat.
         """
-        rows = [row for row in self._rows() if row[4] > row[3]]
-        rank, stream, kind, start, end = zip(*rows, strict=True) if rows else ((),) * 5
-        nowhere = np.full(len(rows), -1)
-        added = (rank, stream, nowhere, nowhere, kind, start, end)
+        rows = [row for row in self._rows() if row[-1] > row[-2]]
         table = self.timeline.columns()
-        return {
-            name: np.concatenate([column, np.asarray(new, column.dtype if name in _NUMBERS else None)])
-            for (name, column), new in zip(table.items(), added, strict=True)
-        }
+        for place, (name, column) in enumerate(table.items()):
+            added = np.array([row[place] for row in rows], column.dtype if name in _NUMBERS else None)
+            table[name] = np.concatenate([column, added])
+        return table
 
-    def _rows(self) -> Iterator[tuple[int, str, str, float, float]]:
+    def _rows(self) -> Iterator[tuple[int, str, int, int, str, float, float]]:
+        """In the sequence of the timeline's columns."""
+        nowhere = (-1, -1)
         opens, closes = self.timeline.rank_start_s.tolist(), self.timeline.rank_end_s.tolist()
         for rank, (end, opened_s, done_s) in enumerate(zip(self.ends, opens, closes, strict=True)):
             reduced_s = done_s + float(end.reduce_s)
             updated_s = reduced_s + float(end.optimizer_s)
-            yield rank, "gradients", "gather", opened_s, opened_s + float(end.gather_hidden_s)
+            yield rank, "gradients", *nowhere, "gather", opened_s, opened_s + float(end.gather_hidden_s)
             edges = np.linspace(done_s - float(end.reduce_hidden_s), reduced_s, _buckets(end) + 1).tolist()
             for begins_s, ends_s in pairwise(edges):
-                yield rank, "gradients", "reduce", begins_s, ends_s
-            yield rank, "compute", "optimizer", reduced_s, updated_s
-            yield rank, "gradients", "gather", updated_s, updated_s + float(end.gather_s)
+                yield rank, "gradients", *nowhere, "reduce", begins_s, ends_s
+            yield rank, "compute", *nowhere, "optimizer", reduced_s, updated_s
+            yield rank, "gradients", *nowhere, "gather", updated_s, updated_s + float(end.gather_s)
 
 
 def _buckets(end: StepEnd) -> int:

@@ -7,7 +7,7 @@ tasks whose inputs are there, the one with the least (time it became ready, prio
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
 from simulator.errors import InputError
@@ -48,7 +48,7 @@ def run_tasks(tasks: Sequence[Task]) -> list[tuple[float, float]]:
             readers[need].append(index)
     queues: dict[str, list[tuple[float, int, int]]] = {task.stream: [] for task in tasks}
     free = set(queues)
-    span = [(-1.0, -1.0)] * len(tasks)
+    span: dict[int, tuple[float, float]] = {}
     running: list[tuple[float, int]] = []
     for index, task in enumerate(tasks):
         if not missing[index]:
@@ -64,10 +64,10 @@ def run_tasks(tasks: Sequence[Task]) -> list[tuple[float, float]]:
                 if not missing[reader]:
                     heapq.heappush(queues[tasks[reader].stream], (time, tasks[reader].priority, reader))
         _begin(time, tasks, queues, free, (span, running))
-    stuck = [index for index, (start, _) in enumerate(span) if start < 0]
+    stuck = [index for index in range(len(tasks)) if index not in span]
     if stuck:
         raise InputError([_waits(tasks, index, span) for index in stuck])
-    return span
+    return [span[index] for index in range(len(tasks))]
 
 
 def _begin(
@@ -75,7 +75,7 @@ def _begin(
     tasks: Sequence[Task],
     queues: dict[str, list[tuple[float, int, int]]],
     free: set[str],
-    state: tuple[list[tuple[float, float]], list[tuple[float, int]]],
+    state: tuple[dict[int, tuple[float, float]], list[tuple[float, int]]],
 ) -> None:
     """Every free stream takes its first ready task."""
     span, running = state
@@ -86,7 +86,7 @@ def _begin(
         heapq.heappush(running, (time + tasks[index].seconds, index))
 
 
-def _waits(tasks: Sequence[Task], index: int, span: Sequence[tuple[float, float]]) -> str:
-    open_needs = [need for need in tasks[index].after if span[need][0] < 0]
+def _waits(tasks: Sequence[Task], index: int, span: Container[int]) -> str:
+    open_needs = [need for need in tasks[index].after if need not in span]
     names = ", ".join(tasks[need].name or f"task {need}" for need in open_needs)
     return f"{tasks[index].name or f'task {index}'} waits for {names}: the tasks wait for each other in a circle"

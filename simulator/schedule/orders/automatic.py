@@ -10,7 +10,16 @@ import numpy.typing as npt
 from simulator.errors import Infeasible
 from simulator.schedule.closed import peak_in_flight
 from simulator.schedule.engine import Durations, Transfers, per_stage, simulate
-from simulator.schedule.order import FORWARD, INPUT_GRAD, WEIGHT_GRAD, Ints, Order, build_order, loop_placement
+from simulator.schedule.order import (
+    FORWARD,
+    INPUT_GRAD,
+    WEIGHT_GRAD,
+    Ints,
+    Order,
+    build_order,
+    folded_placement,
+    loop_placement,
+)
 from simulator.schedule.orders.one_f_one_b import alternate
 from simulator.schedule.orders.v_shaped import v_half, v_min, zbv
 from simulator.schedule.orders.weights import Speeds, place_weights
@@ -50,14 +59,15 @@ def zero_bubble_order(
     forward = per_stage(durations.forward_s, stages, "forward_s").tolist()
     grad = per_stage(durations.input_grad_s, stages, "input_grad_s").tolist()
     weight = per_stage(durations.weight_grad_s, stages, "weight_grad_s").tolist()
-    placement = loop_placement(pp, 1)
-    plans = [_alternating(pp, micro_batches, factor, bound) for factor in _WARM_UP]
     if folded:
-        made = [make(pp, micro_batches) for make in (zbv, v_half, v_min)]
-        placement = (made[0].slot_rank, made[0].model_stage, made[0].previous)
-        plans = [_without_weights(order) for order in made]
-    known = [] if folded else [zb_h1(pp, micro_batches, 1, pp), zb_h2(pp, micro_batches)]
-    tried = [order for order in known if (_held(order) <= np.array(bound)).all()]
+        placement = folded_placement(pp)
+        plans = [_without_weights(make(pp, micro_batches)) for make in (zbv, v_half, v_min)]
+        tried = []
+    else:
+        placement = loop_placement(pp, 1)
+        plans = [_alternating(pp, micro_batches, factor, bound) for factor in _WARM_UP]
+        known = (zb_h1(pp, micro_batches, 1, pp), zb_h2(pp, micro_batches))
+        tried = [order for order in known if (_held(order) <= bound).all()]
     for plan, patience in product(plans, _PATIENCE):
         speeds = Speeds(forward, grad, weight, send_s, weight_share, patience)
         found = place_weights(plan, placement, micro_batches, speeds, limit=bound)
@@ -74,7 +84,7 @@ def _alternating(pp: int, micro_batches: int, factor: float, limit: list[float])
     plans = []
     for rank in range(pp):
         wanted = int(np.ceil(factor * (pp - rank - 1)))
-        warm_up = max(min(wanted, int(limit[rank]) - 1, micro_batches), 0)
+        warm_up = max(min(wanted, int(limit[rank]) - 1), 0)
         forward_at, backward_at = alternate(micro_batches, warm_up)
         plan = np.empty((2 * micro_batches, 3), np.int32)
         plan[:, 0] = rank

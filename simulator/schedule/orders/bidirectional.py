@@ -17,7 +17,7 @@ def chimera(pp: int, micro_batches: int) -> Order:
     """
     number = np.arange(micro_batches)
     unit, place = number // pp, number % pp
-    half = (pp + 1) // 2
+    half = pp // 2
     up = place >= half
     turn = np.where(up, place - half, place)
     columns = []
@@ -28,7 +28,7 @@ def chimera(pp: int, micro_batches: int) -> Order:
         at = np.concatenate([begin + stage, begin + 2 * pp - 1 - stage])
         kind = np.repeat([FORWARD, BACKWARD], micro_batches)
         table = np.stack([np.tile(slot, 2), np.tile(number, 2), kind], axis=1)
-        columns.append(table[np.lexsort((kind, at))].astype(np.int32))
+        columns.append(table[np.argsort(at)])
     return build_order("chimera", pp, 1, micro_batches, columns, placement=bidirectional_placement(pp))
 
 

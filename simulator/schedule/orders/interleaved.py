@@ -20,7 +20,7 @@ def interleaved(pp: int, micro_batches: int, vp: int, group_size: int, *, paired
     chunk, micro_batch = chunk_table(micro_batches, vp, group_size)
     columns, together = [], []
     for rank in range(pp):
-        warm_up = min(2 * (pp - rank - 1) + (vp - 1) * group_size + paired, vp * micro_batches)
+        warm_up = 2 * (pp - rank - 1) + (vp - 1) * group_size + paired
         forward_at, backward_at = alternate(vp * micro_batches, warm_up)
         table = np.empty((2 * vp * micro_batches, 3), np.int32)
         table[forward_at] = np.stack([chunk * pp + rank, micro_batch, np.full_like(chunk, FORWARD)], axis=1)
@@ -48,8 +48,8 @@ def breadth_first(pp: int, micro_batches: int, vp: int) -> Order:
     """All micro-batches of the first chunk, then of the next, and back (Lamy-Poirier 2023, breadth-first pipeline
     parallelism; torch's `ScheduleLoopedBFS`, whose backwards take the micro-batches from the last to the first).
     """
-    chunk = np.repeat(np.arange(vp, dtype=np.int32), micro_batches)
-    number = np.tile(np.arange(micro_batches, dtype=np.int32), vp)
+    chunk = np.repeat(np.arange(vp), micro_batches)
+    number = np.tile(np.arange(micro_batches), vp)
     columns = []
     for rank in range(pp):
         forward = np.stack([chunk * pp + rank, number, np.full_like(chunk, FORWARD)], axis=1)

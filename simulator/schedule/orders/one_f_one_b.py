@@ -31,7 +31,6 @@ def eager_one_f_one_b(pp: int, micro_batches: int) -> Order:
 
 def warm_up_then_alternate(slot: int, micro_batches: int, warm_up: int) -> Ints:
     """One rank's (slot, micro-batch, kind): `warm_up` forwards, then forward and backward in turn, then the rest."""
-    warm_up = min(warm_up, micro_batches)
     forward_at, backward_at = alternate(micro_batches, warm_up)
     table = np.empty((2 * micro_batches, 3), np.int32)
     table[:, 0] = slot
@@ -41,8 +40,8 @@ def warm_up_then_alternate(slot: int, micro_batches: int, warm_up: int) -> Ints:
 
 
 def alternate(count: int, warm_up: int) -> tuple[Ints, Ints]:
-    """Positions of `count` forwards and `count` backwards with `warm_up` forwards first."""
-    step = np.arange(count, dtype=np.int32)
+    """Positions of `count` forwards and `count` backwards with `warm_up` forwards first (all, if fewer)."""
+    step = np.arange(count)
     forward_at = np.where(step < warm_up, step, 2 * step - warm_up)
     backward_at = np.where(step < count - warm_up, warm_up + 1 + 2 * step, count + step)
     return forward_at.astype(np.int32), backward_at.astype(np.int32)

@@ -117,7 +117,7 @@ def v_min(pp: int, micro_batches: int) -> Order:
     Qi et al. 2024, section 3.2: everything moves on by one slot a rank, the least there is.
     """
     turns = (3, 1, 3) if pp % 3 == 0 else (1, 1, 1)
-    return _repeated_block("v-min", pp, micro_batches, ((1, 1, 1, 1), turns), max(2 * (pp + 4) // 3, 4))
+    return _repeated_block("v-min", pp, micro_batches, ((1, 1, 1, 1), turns), 2 * (pp + 4) // 3)
 
 
 def _repeated_block(

@@ -39,22 +39,14 @@ def split_columns(rank: int, pp: int, vp: int, micro_batches: int, group: int, s
     `shape` is (warm_up, lag).
     """
     count = vp * micro_batches
-    warm_up, lag = min(shape[0], count), min(shape[1], count)
+    warm_up, lag = shape
     chunk, number = chunk_table(micro_batches, vp, group)
     forward_at, backward_at = alternate(count, warm_up)
-    step = np.arange(count)
     # Each W stands right behind B number (its own + lag); the last `lag` of them come at the end.
-    rank_of = np.concatenate([forward_at * 2.0, backward_at * 2.0, _behind(backward_at, lag, step)])
+    behind = backward_at[np.minimum(np.arange(count) + lag, count - 1)]
+    turn = np.concatenate([2 * forward_at, 2 * backward_at, 2 * behind + 1])
     kind = np.repeat([FORWARD, INPUT_GRAD, WEIGHT_GRAD], count)
     back = (vp - 1 - chunk) * pp + rank
     slot = np.concatenate([chunk * pp + rank, back, back])
     table = np.stack([slot, np.tile(number, 3), kind], axis=1)
-    return table[np.argsort(rank_of, kind="stable")].astype(np.int32)
-
-
-def _behind(backward_at: Ints, lag: int, step: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Ints:
-    last = len(backward_at) - 1
-    place = backward_at[np.minimum(step + lag, last)] * 2 + 1
-    late = np.maximum(step + lag - last, 0)
-    moved: Ints = (place + late).astype(np.int32)
-    return moved
+    return table[np.argsort(turn, kind="stable")].astype(np.int32)

@@ -60,9 +60,7 @@ def test_what_hides_lies_beside_the_last_backward_and_the_first_forward() -> Non
 
 
 def test_a_reduction_is_drawn_bucket_by_bucket() -> None:
-    end = StepEnd(
-        reduce_s=0.5, optimizer_s=0.0, gather_s=0.0, reduce_hidden_s=1.5, gather_hidden_s=0.0, reduce_count=4
-    )
+    end = StepEnd(reduce_s=0.5, optimizer_s=0.0, gather_s=0.0, reduce_hidden_s=1.5, gather_hidden_s=0.0, reduce_count=4)
     rows = added(Step(timeline=LINE, ends=(end, NOTHING)))
     assert rows == [(0, "gradients", "reduce", 13.5 + 0.5 * i, 14.0 + 0.5 * i) for i in range(4)]
 
@@ -84,3 +82,28 @@ def test_an_estimates_table_ends_when_its_step_does(schedule: str, zero: int) ->
         assert updates.tolist() == pytest.approx([float(end.optimizer_s)])
         start, stop = np.sort(table["start_s"][mine]), np.sort(table["end_s"][mine])
         assert (start[1:] >= stop[:-1] - 1e-9).all()
+
+
+@pytest.mark.parametrize(("buckets", "drawn"), [(0, 1), (0.4, 1), (2.6, 3), (256, 256), (300, 256)])
+def test_as_many_buckets_as_there_are_up_to_256(buckets: float, drawn: int) -> None:
+    """The whole reduction, from 14 s on (1 s hides) to 17 s, in equal parts that meet."""
+    end = StepEnd(
+        reduce_s=2.0, optimizer_s=0.0, gather_s=0.0, reduce_hidden_s=1.0, gather_hidden_s=0.0, reduce_count=buckets
+    )
+    rows = added(Step(timeline=LINE, ends=(end, NOTHING)))
+    assert len(rows) == drawn
+    assert (rows[0][3], rows[-1][4]) == (14.0, 17.0)
+    assert [row[4] - row[3] for row in rows] == pytest.approx([3.0 / drawn] * drawn)
+
+
+def test_rows_of_no_length_are_not_drawn_and_columns_keep_their_types() -> None:
+    end = StepEnd(reduce_s=0.0, optimizer_s=0.5, gather_s=0.0, reduce_hidden_s=0.0, gather_hidden_s=0.0)
+    table, plain = Step(timeline=LINE, ends=(NOTHING, end)).columns(), LINE.columns()
+    assert [table[name][-1] for name in table] == [1, "compute", -1, -1, "optimizer", 13.0, 13.5]
+    for name in ("rank", "stage", "micro_batch", "start_s", "end_s"):
+        assert table[name].dtype == plain[name].dtype
+
+
+def test_a_step_has_an_end_for_each_rank() -> None:
+    with pytest.raises(ValueError, match="longer"):
+        Step(timeline=LINE, ends=(NOTHING,)).columns()
