@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 
 import numpy as np
 import numpy.typing as npt
@@ -141,8 +142,7 @@ def _touched(graph: Wiring, work: Work, first: int, stop: int) -> tuple[set[int]
     every = set(ranks)
     # Empty where nothing is sent.
     sends = (work.sends[first:stop] > 0) | (work.lates[first:stop] > 0)
-    ports = {rank for rank, does in zip(ranks, sends.tolist(), strict=False) if does}
-    return every, every if work.launches.size else set(), ports
+    return every, every if work.launches.size else set(), set(compress(ranks, sends.tolist()))
 
 
 def _shift_s(
@@ -157,7 +157,7 @@ def _shift_s(
             return None
     if zone.lookback:
         last, earlier = state.arrival[-zone.lookback :], state.arrival[-zone.lookback - span : -span]
-        if any(abs(x - y - shift) > near for x, y in zip(last, earlier, strict=True)):
+        if (np.abs(np.subtract(last, earlier) - shift) > near).any():
             return None
     return shift
 
@@ -167,7 +167,8 @@ def _skip(state: _State, zone: Zone, jump: _Jump, before: Sequence[list[float]])
     nodes = jump.stop - jump.at
     times = nodes // jump.period
     for clock, old in zip(state.clocks(), before, strict=True):
-        clock[:] = [now + times * jump.shift_s if now != then else now for now, then in zip(clock, old, strict=True)]
+        now = np.array(clock)
+        clock[:] = np.where(now != old, now + times * jump.shift_s, now).tolist()
     read = min(max(zone.reach, zone.lookback), nodes)
     periods = -(-read // jump.period)
     steps = np.arange(times - periods + 1, times + 1) * jump.shift_s

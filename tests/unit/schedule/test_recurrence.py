@@ -251,5 +251,25 @@ def test_rounding_hides_no_steady_state_and_a_small_drift_is_none() -> None:
     tenths = run_nodes(graph, _work(np.full(602, 0.1)), 2, [0.0])
     assert _runs(graph) == SETTLED
     assert tenths.end.tolist() == pytest.approx(np.repeat(0.1 * np.arange(1, 302), 2).tolist(), rel=1e-13)
+    # A third of a second apart, the two ranks' sums of tenths round differently.
+    later = Zone(first=2, stop=602, period=2, lookback=0, reach=0)
+    apart = _graph([0, 1] * 302, [0] * 604, later)
+    found = run_nodes(apart, _work([0.0, 1 / 3, *[0.1] * 602]), 2, [0.0])
+    assert _runs(apart) == [(0, 2), (2, 130), (130, 132), (602, 604)]
+    assert found.end[1::2].tolist() == pytest.approx((1 / 3 + 0.1 * np.arange(302)).tolist(), rel=1e-13)
     drifting = run_nodes(_graph([0, 1] * 301, [0] * 602, zone), _work([1.0, 1.0 + 2.0**-30] * 301), 2, [0.0])
     assert drifting.end[1::2].tolist() == [(1 + 2.0**-30) * k for k in range(1, 302)]
+
+
+def test_a_zone_that_takes_no_time_is_written_down() -> None:
+    """Each node reads the one before it; all of them end when the first one's input is there."""
+    graph = _graph([0, 1] * 301, list(range(602)), Zone(first=0, stop=600, period=2, lookback=1, reach=0))
+    assert run_nodes(graph, _work(np.zeros(602)), 2, [0.0]).end.tolist() == [0.0] * 602
+    assert _runs(graph) == SETTLED
+
+
+@pytest.mark.parametrize("columns", [1, 3, 4])
+def test_costs_of_fewer_nodes_than_there_are_are_an_error(columns: int) -> None:
+    """Without sends, with them, and with launches."""
+    with pytest.raises(ValueError, match="zip"):
+        run_nodes(_graph(RANK, AFTER), _work(*[np.ones(7)] * columns), 2, BEGIN)
