@@ -90,7 +90,7 @@ def units_spanned(group: Group, unit: int, devices: int = 0) -> Number:
     run = size // blocks
     one = _run_units(run, stride, unit, tiled=group.tiled)
     several = _run_units(blocks, block_stride, unit, tiled=group.tiled)
-    touched = where(blocks > 1, maximum(several, 1) * one, one)
+    touched = maximum(several, 1) * one
     return minimum(touched, -(-devices // unit)) if devices else touched
 
 

@@ -71,5 +71,15 @@ def test_a_run_is_counted_where_it_lies_worst() -> None:
     assert (units_spanned(Group(6, 2), 4), units_spanned(Group(2, 3), 4)) == (3, 2)
     # A cluster of 22 devices has six such nodes, the last half full.
     assert [units_spanned(Group(8, 4), 4, devices) for devices in (22, 24, 0)] == [6, 6, 8]
+    # The only run starts on a boundary and may end on one.
+    assert (units_spanned(single_node_group(8), 4), units_spanned(single_node_group(9), 4)) == (2, 3)
+    # Ranks 0 and 3, 1 and 4, 2 and 5, then 6 and 9: of units of 8 the worst pair touches two, the first pair one.
+    assert [units_spanned(Group(2, 1, 2, 3, tiled), 8) for tiled in (True, False)] == [2, 1]
     # Two blocks of 3: each in two nodes; the blocks' starts 24 apart never share one.
     assert (units_spanned(Group(6, 1, 2, 24), 4), units_spanned(Group(6, 4, 2, 24), 4)) == (4, 6)
+    assert type(units_spanned(Group(6, 1, 2, 24), 4)) is int
+
+
+def test_a_cluster_ends_before_its_last_units_are_full() -> None:
+    """20 devices: two leaves of 12 and one top of 24, though a run of 20 could lie over three and two."""
+    assert spans(replace(THREE, nodes=5), Group(20)).units == (5, 2, 1)
