@@ -146,3 +146,9 @@ def test_in_switch_reduction_gains_2n_over_n_plus_1() -> None:
     wire = Wire(alpha_s=0.0, beta_s_per_byte=1.0)
     ratio = collectives.ring_all_reduce_s(1.0, 8, wire) / collectives.in_switch_all_reduce_s(1.0, 8, wire)
     assert ratio == pytest.approx(14 / 9)
+
+
+def test_a_rank_alone_sends_nothing() -> None:
+    for steps in (ring_all_reduce, ring_reduce_scatter, ring_all_gather, halving_doubling_all_reduce, bruck_all_gather):
+        assert steps(1) == ()
+    assert double_binary_tree(1) == ((-1,), (-1,))
