@@ -32,7 +32,7 @@ def max_min_rates(flow_of: Ints, link_of: Ints, capacity: Floats, flows: int, sh
     """
     weight = np.ones(len(flow_of)) if share_of is None else share_of
     rates = np.full(flows, np.inf)
-    left = capacity.astype(float).copy()
+    left = capacity.copy()
     waiting = np.zeros(flows, dtype=bool)
     waiting[flow_of] = True
     while waiting.any():
@@ -86,7 +86,7 @@ def links_of(cluster: Cluster) -> Links:
     nic = cluster.tiers[1].bandwidth_bytes_per_s * efficiency(cluster.tiers[1])
     capacity = [np.full(2 * devices, nic)]
     sizes, starts, used = [], [], 2 * devices
-    for below, tier in zip(cluster.tiers, cluster.tiers[1:], strict=False):
+    for below, tier in pairwise(cluster.tiers):
         if tier is cluster.tiers[1] and tier.oversubscription == 1.0:
             continue
         count = -(-devices // below.size)
@@ -134,8 +134,6 @@ def ring_rates(cluster: Cluster, groups: Sequence[Sequence[int]]) -> Floats:
     """Bytes per second of every group's ring out of its units when all groups run at once; inf inside one unit."""
     rates = np.full(len(groups), np.inf)
     flows = ring_flows(cluster, groups)
-    if not len(flows.source):
-        return rates
     links = links_of(cluster)
     each = max_min_rates(*links.route(flows.source, flows.target), links.capacity, len(flows.source))
     total = np.bincount(flows.edge, weights=each)
@@ -148,7 +146,7 @@ def hop_rates(cluster: Cluster, groups: Sequence[Sequence[int]]) -> Floats:
     """Bytes per second of every group's slowest message from a rank to the next, all of them at once."""
     rates = np.full(len(groups), np.inf)
     pairs = [(a, b, i) for i, ranks in enumerate(groups) for a, b in pairwise(ranks)]
-    if not pairs or len(cluster.tiers) == 1:
+    if not pairs:
         return rates
     source, target, group = (np.array(column, dtype=np.int64) for column in zip(*pairs, strict=True))
     links = links_of(cluster)
@@ -163,7 +161,7 @@ def exchange_s_per_byte(cluster: Cluster, groups: Sequence[Sequence[int]]) -> fl
     of = np.concatenate([np.full(len(ranks), i) for i, ranks in enumerate(groups)])
     device = np.concatenate([np.asarray(ranks) for ranks in groups])
     n = np.array([len(ranks) for ranks in groups], dtype=float)
-    for below, tier in zip(cluster.tiers, cluster.tiers[1:], strict=False):
+    for below, tier in pairwise(cluster.tiers):
         unit = device // below.size
         _, place, here = np.unique(np.stack([of, unit]), axis=1, return_inverse=True, return_counts=True)
         members = here[np.ravel(place)]

@@ -124,8 +124,6 @@ class FatTree:
 
         A unit of rails * down[0] devices (down[0] nodes of `rails` devices) fills `rails` leaves.
         """
-        if self.rails == 1:
-            return device
         block = self.rails * self.down[0]
         inside = device % block
         return device - inside + (inside % self.rails) * self.down[0] + inside // self.rails
@@ -149,8 +147,6 @@ class FatTree:
         return self._device_at(tree) if level == 0 else f"l{level}.{tree}.{copy}"
 
     def _device_at(self, position: int) -> int:
-        if self.rails == 1:
-            return position
         block = self.rails * self.down[0]
         inside = position % block
         return position - inside + (inside % self.down[0]) * self.rails + inside // self.down[0]
@@ -174,12 +170,12 @@ def leaf_spine(
 
 def oversubscribed(down: tuple[int, ...], bandwidth_bytes_per_s: float, ratios: tuple[float, ...]) -> FatTree:
     """A tree of single fat cables: the cable out of a subtree carries its devices' bandwidth over `ratios`."""
-    rates, devices = [], 1
+    rates = []
     capacity = bandwidth_bytes_per_s
     for children, ratio in zip(down, ratios, strict=True):
         capacity = capacity / ratio
         rates.append(capacity)
-        capacity, devices = capacity * children, devices * children
+        capacity = capacity * children
     return FatTree(down=down, up=(1,) * len(down), bandwidth_bytes_per_s=tuple(rates))
 
 

@@ -87,7 +87,7 @@ def _node_edges(tier: Tier, unit: int, size: int, devices: int) -> Iterator[Edge
     elif tier.topology == "full-mesh":
         for a in range(first, last):
             for b in range(a + 1, last):
-                yield a, b, rate / max(size - 1, 1), tier.latency_s, tier.name
+                yield a, b, rate / (size - 1), tier.latency_s, tier.name
     else:
         for device in range(first, last):
             yield device, f"{tier.name}.{unit}", rate, tier.latency_s / 2, tier.name

@@ -121,8 +121,7 @@ def _tier_loads(cluster: Cluster, index: int, kind: str, size_bytes: float, over
 def _torus_loads(cluster: Cluster, kind: str, size_bytes: float, group: Group) -> tuple[LinkLoad, ...]:
     """Every dimension that the group covers; the data-centre network between slices where it crosses that."""
     over, tier = spans(cluster, group), cluster.tiers[0]
-    n, inside = int(over.size), Group(int(over.per_node), min(int(group.stride), tier.size))
-    part = torus.group_slice(tier, inside)
+    part = torus.group_slice(tier, Group(int(over.per_node), int(group.stride)))
     used = [(float(x), float(apart), bool(ring)) for x, apart, ring in
             zip(part.extent, part.apart, part.wrapped, strict=True)]  # fmt: skip
     lanes = sum((2.0 if ring else 1.0) / apart for x, apart, ring in used if x > 1)
@@ -142,7 +141,7 @@ def _torus_loads(cluster: Cluster, kind: str, size_bytes: float, group: Group) -
                      capacity_bytes_per_s=tier.bandwidth_bytes_per_s / (2 * len(tier.shape)))
         )  # fmt: skip
     for index in range(1, len(cluster.tiers)):
-        found += _tier_loads(cluster, index, kind, size_bytes, over) if n > 1 else []
+        found += _tier_loads(cluster, index, kind, size_bytes, over)
     return tuple(found)
 
 

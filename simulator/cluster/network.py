@@ -118,18 +118,17 @@ def collective_curve(
 
 
 def _candidates(setting: nccl.Setting, kind: str, algorithm: str | None) -> tuple[nccl.Candidate, ...]:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        if kind == "send":
-            found = list(nccl.send(setting))
-        elif kind == "all_to_all":
-            found = list(nccl.all_to_all(setting))
-        else:
-            found = list(nccl.ring(setting, kind))
-            if kind == "all_reduce":
-                found += [*nccl.tree(setting), *nccl.nvls(setting)]
-                found += nccl.collnet(setting) if algorithm == "collnet" else ()
-            elif kind in ("all_gather", "reduce_scatter"):
-                found += nccl.pat(setting)
+    if kind == "send":
+        found = list(nccl.send(setting))
+    elif kind == "all_to_all":
+        found = list(nccl.all_to_all(setting))
+    else:
+        found = list(nccl.ring(setting, kind))
+        if kind == "all_reduce":
+            found += [*nccl.tree(setting), *nccl.nvls(setting)]
+            found += nccl.collnet(setting) if algorithm == "collnet" else ()
+        elif kind in ("all_gather", "reduce_scatter"):
+            found += nccl.pat(setting)
     if algorithm is None:
         return tuple(found)
     chosen = tuple(candidate for candidate in found if algorithm in (candidate.algorithm, candidate.name))
@@ -242,28 +241,22 @@ def _torus_time_s(
     _check_kind(kind)
     if algorithm not in (None, "torus"):
         raise InputError([f"{algorithm} is not run on a torus of direct links; {cluster.name} uses torus."])
-    size, load = np.asarray(group.size), np.asarray(size_bytes, dtype=float)
+    load = np.asarray(size_bytes, dtype=float)
     over = spans(cluster, group, concurrent)
-    inside = Group(over.per_node, np.minimum(np.asarray(group.stride), cluster.tiers[0].size))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        time = np.where(
-            over.per_node > 1,
-            torus.torus_time_s(kind, load, torus.group_slice(cluster.tiers[0], inside, concurrent)),
-            0.0,
-        )
-        time = time + _between_slices_s(cluster, kind, load, over)
-    total = np.where((size <= 1) | (load <= 0), 0.0, time)
+    part = torus.group_slice(cluster.tiers[0], Group(over.per_node, group.stride), concurrent)
+    inside = np.where(over.per_node > 1, torus.torus_time_s(kind, load, part), 0.0)
+    total = np.where(load <= 0, 0.0, inside + _between_slices_s(cluster, kind, load, over))
     return float(total) if total.ndim == 0 else total
 
 
 def _between_slices_s(cluster: Cluster, kind: str, load: Number, over: Any) -> Number:
-    """The part of a collective that crosses slices: a ring over slices of each member's share."""
+    """The part of a collective that crosses slices: a ring over slices of each member's share; nothing within one."""
     latency: Number = 0.0
     for inner, tier in enumerate(cluster.tiers[1:]):
         latency = latency + (over.units[inner] - over.units[inner + 1]) * tier.latency_s
     passes = 2.0 if kind == "all_reduce" else 1.0
     share = 1.0 if kind in ("send", "broadcast", "reduce") else (over.nodes - 1) / over.nodes
-    return np.where(over.nodes > 1, passes * (latency + share * load / over.up_bytes_per_s), 0.0)
+    return passes * (latency + share * load / over.up_bytes_per_s)
 
 
 def _check_kind(kind: str) -> None:

@@ -68,10 +68,11 @@ def survey_collective(
 
     Raises InputError for groups larger than the cluster, unknown kinds, and algorithms that cannot run it.
     """
-    reach = max(group.ranks()) + 1
-    if group.size < 1 or group.stride < 1 or reach > cluster.devices:
-        message = f"group({group.size}) * stride({group.stride}) reaches device {reach - 1} of {cluster.devices}."
-        raise InputError([Problem(message, "--group", f"At most {cluster.devices // max(group.stride, 1)} ranks.")])
+    ranks = group.ranks() if group.stride >= 1 else ()
+    if not ranks or max(ranks) >= cluster.devices:
+        reached = f"reaches device {max(ranks)}" if ranks else "holds no device"
+        message = f"group({group.size}) * stride({group.stride}) {reached} of {cluster.devices}."
+        raise InputError([Problem(message, "--group", f"At most {-(-cluster.devices // max(group.stride, 1))} ranks.")])
     rows = tuple(_row(cluster, kind, group, size, algorithm) for size in sizes)
     return CollectiveSurvey(kind=kind, group=group, rows=rows, bottleneck=bottleneck(uniform(cluster), kind, group))
 

@@ -49,10 +49,10 @@ def group_slice(tier: Tier, group: Group, concurrent: Number = 1) -> Slice:
         covered = np.minimum(left, np.maximum(length / skip, 1.0))
         extents.append(covered)
         aparts.append(np.minimum(skip, length))
-        wraps.append((covered * skip >= length) & (length > 2) & bool(around))
+        wraps.append((covered > 1) & (covered * skip >= length) & (length > 2) & bool(around))
         skip = np.maximum(skip / length, 1.0)
-        left = np.maximum(left / covered, 1.0)
-    link = tier.bandwidth_bytes_per_s / (2 * max(len(tier.shape), 1)) * LINK_EFFICIENCY / concurrent
+        left = left / covered
+    link = tier.bandwidth_bytes_per_s / (2 * len(tier.shape)) * LINK_EFFICIENCY / concurrent
     return Slice(tuple(extents), tuple(aparts), tuple(wraps), link, tier.latency_s)
 
 

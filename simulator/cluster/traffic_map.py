@@ -50,8 +50,6 @@ def ring_loads_bytes(cluster: Cluster, kind: str, size_bytes: float, group: Grou
     """Bytes on each link of `contention.links_of` when every group of the axis runs one ring collective."""
     flows = ring_flows(cluster, axis_ranks(cluster, group))
     links = links_of(cluster)
-    if not len(flows.source):
-        return np.zeros(len(links.capacity))
     ways = np.bincount(flows.edge)[flows.edge]
     each = wire_bytes(kind, size_bytes, int(group.size)) / ways
     flow, link = links.route(flows.source, flows.target)
