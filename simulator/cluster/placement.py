@@ -53,7 +53,7 @@ class Group:
 
 def single_node_group(size: Number) -> Group:
     """`size` neighbouring devices from the first of a node on: the group of a benchmark."""
-    return Group(size, 1, tiled=False)
+    return Group(size, tiled=False)
 
 
 def axis_groups(

@@ -124,7 +124,18 @@ def test_columns_of_degrees_keep_whole_numbers_and_block_strides() -> None:
     assert [np.broadcast_to(part, 2).tolist() for part in (found.size, found.stride, found.blocks)] == [
         [4, 4], [1, 1], [2, 2]]  # fmt: skip
     assert np.broadcast_to(found.block_stride, 2).tolist() == [4, 2]
-    assert np.broadcast_to(groups["edp"].size, 2).dtype.kind == "i"
+    for axis in ("ep", "edp", "etp"):
+        fields = (groups[axis].size, groups[axis].stride, groups[axis].blocks, groups[axis].block_stride)
+        assert {np.asarray(field).dtype.kind for field in fields} == {"i"}
+
+
+def test_gradients_go_round_the_inner_of_cp_and_dp_first() -> None:
+    """2 x 5 x 3 ranks, dp inside cp: one run of 15; with 7 stages between, three runs of 5 that start 70 apart."""
+    for order, joined in (
+        ("tp dp cp pp", Group(15, 2)), ("tp dp pp cp", Group(15, 2, 3, 70)),
+        ("tp cp dp pp", Group(15, 2)), ("tp cp pp dp", Group(15, 2, 5, 42)),
+    ):  # fmt: skip
+        assert axis_groups(cluster(nodes=27), tp=2, cp=3, dp=5, pp=7, order=order.split())["dp_cp"] == joined
 
 
 def test_as_many_ranks_as_devices_are_not_too_many() -> None:
