@@ -170,8 +170,8 @@ def covered_s(rank: npt.NDArray[np.integer], start_s: Floats, end_s: Floats, *, 
     covered = np.zeros(ranks)
     for one in range(ranks):
         mine = rank == one
-        sequence = np.argsort(start_s[mine], kind="stable")
+        sequence = np.argsort(start_s[mine])
         start, end = start_s[mine][sequence], end_s[mine][sequence]
-        before = np.concatenate([[-np.inf], np.maximum.accumulate(end)[:-1]]) if len(end) else end
+        before = np.concatenate([[-np.inf], np.maximum.accumulate(end)[:-1]])
         covered[one] = np.maximum(end - np.maximum(start, before), 0.0).sum()
     return covered

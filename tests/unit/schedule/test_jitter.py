@@ -39,6 +39,14 @@ def test_none_and_all_may_be_slow() -> None:
         assert jittered_steps(ONE, DIGITS, jitter=jitter, steps=1).alone_s.tolist() == [[seconds]]
 
 
+def test_a_straggler_is_slower_than_it_was_drawn() -> None:
+    """All ranks twice as slow in every step: steps that differ take twice as long each."""
+    drawn = jittered_steps(ONE, DIGITS, jitter=Jitter(sigma=0.5, seed=2), steps=3).alone_s
+    slow = jittered_steps(ONE, DIGITS, jitter=Jitter(sigma=0.5, seed=2, stragglers=1.0, straggler_factor=2.0), steps=3)
+    assert len(set(drawn[:, 0].tolist())) == 3
+    assert slow.alone_s.tolist() == (2 * drawn).tolist()
+
+
 @pytest.mark.parametrize("distribution", ["lognormal", "normal"])
 @pytest.mark.parametrize("blocking", [False, True])
 def test_each_step_of_each_pipeline_is_the_engine_with_its_ranks_slowed(distribution: str, blocking: bool) -> None:
