@@ -11,7 +11,8 @@ from simulator.cluster.contention import placed_spans
 from simulator.cluster.dispatch import copies_kept, deduplicated_exchange_s
 from simulator.cluster.network import collective_time_s
 from simulator.cluster.placement import Group
-from tests.support import dgx
+from simulator.spec.hardware import Cluster, Tier
+from tests.support import a100, dgx
 
 DEALT = tuple(rank // 16 * 16 + rank % 2 * 8 + rank // 2 % 8 for rank in range(32))
 """Ranks 0, 1, 2, ... on devices 0, 8, 1, 9, ...: eight neighbours are four devices of each of two nodes."""
@@ -36,6 +37,17 @@ def test_a_rank_file_decides_how_many_nodes_a_token_visits(inside_bytes_per_s: f
     inside = float(collective_time_s(base, "all_to_all", 64e6, Group(4)))
     assert (inside > network) == (inside_bytes_per_s == 2e9)
     assert float(deduplicated_exchange_s(dealt, 64e6, 4, group)) == pytest.approx(max(network, inside), rel=1e-12)
+
+
+def test_members_inside_a_slice_stand_apart_as_the_group_does() -> None:
+    """Two of eight ranks in each 4 x 4 slice, two rows apart: their exchange takes the rows' hops; neighbours' less."""
+    ici = Tier(name="ici", kind="ici", topology="torus", size=16, bandwidth_bytes_per_s=160e9, latency_s=1e-6,
+               shape=(4, 4))  # fmt: skip
+    dcn = Tier(name="dcn", kind="dcn", topology="fat-tree", size=64, bandwidth_bytes_per_s=1e15, latency_s=0.0)
+    pods = Cluster(name="pods", title="", device=a100(), devices_per_node=16, nodes=4, tiers=(ici, dcn))
+    rows, neighbours = (float(collective_time_s(pods, "all_to_all", 100.0, Group(2, stride))) for stride in (8, 1))
+    assert rows > neighbours
+    assert float(deduplicated_exchange_s(pods, 100.0, 64, Group(8, 8))) == pytest.approx(rows, rel=1e-12)
 
 
 def test_columns_of_nodes_and_copies() -> None:
