@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -112,7 +112,7 @@ class Routes:
         import networkx as nx
 
         if source not in self._counts:
-            before = cast("dict[Vertex, list[Vertex]]", nx.predecessor(self.graph, source))
+            before: Any = nx.predecessor(self.graph, source)
             ways: dict[Vertex, int] = {source: 1}
             for here, previous in before.items():
                 if previous:
@@ -178,7 +178,7 @@ class Routes:
 
 def ring_pairs(groups: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
     """Each rank to the next, and the last to the first."""
-    return [(a, b) for ranks in groups for a, b in zip(ranks, [*ranks[1:], ranks[0]], strict=True)]
+    return [pair for ranks in groups for pair in pairwise([*ranks, ranks[0]])]
 
 
 def exchange_pairs(groups: Sequence[Sequence[int]]) -> list[tuple[int, int]]:

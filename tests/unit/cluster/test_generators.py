@@ -115,7 +115,7 @@ def test_a_deeper_tree_has_the_counts_of_its_definition() -> None:
     }  # fmt: skip
 
 
-RAILS = leaf_spine(leaves=6, per_leaf=2, spines=1, bandwidth_bytes_per_s=5.0, uplink_bytes_per_s=3.0, rails=3)
+RAILS = FatTree(down=(2, 6), up=(1, 1), bandwidth_bytes_per_s=(5.0, 3.0), rails=3)
 
 
 def test_rails_join_the_same_devices_of_all_nodes_of_a_unit() -> None:
@@ -131,7 +131,8 @@ def test_rails_join_the_same_devices_of_all_nodes_of_a_unit() -> None:
 
 
 def test_short_ways_to_name_a_tree() -> None:
-    assert FatTree(down=(2, 6), up=(1, 1), bandwidth_bytes_per_s=(5.0, 3.0), rails=3) == RAILS
+    rails = leaf_spine(leaves=6, per_leaf=2, spines=1, bandwidth_bytes_per_s=5.0, uplink_bytes_per_s=3.0, rails=3)
+    assert rails == RAILS
     two = leaf_spine(leaves=3, per_leaf=2, spines=5, bandwidth_bytes_per_s=7.0, uplink_bytes_per_s=11.0)
     assert two == FatTree(down=(2, 3), up=(1, 5), bandwidth_bytes_per_s=(7.0, 11.0), rails=1)
     pcie = pcie_tree(sockets=2, switches=3, per_switch=5, bandwidth_bytes_per_s=31.0)
