@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +51,7 @@ class MemoryTimeline:
     @cached_property
     def peak_index(self) -> npt.NDArray[np.int64]:
         """Entry at which each rank first holds its most."""
-        bounds = zip(self.rank_start[:-1], self.rank_start[1:], strict=True)
+        bounds = pairwise(self.rank_start.tolist())
         return np.array([first + int(np.argmax(self.held_bytes[first:last])) for first, last in bounds])
 
     @cached_property
@@ -93,7 +94,7 @@ def memory_peaks(order: Order, footprint: Footprint) -> MemoryPeaks:
     """The peaks of `memory_over_time`, without its sorted list of every change: they depend on no second.
 
     A rank's tasks follow each other, so what it holds while one runs is what the tasks before it left, what it saves
-    itself, and its working memory; the two tasks of a pair hold theirs together.
+    itself, and its working memory; the two tasks of a pair hold theirs together (a backward, the second, saves none).
     Raises InputError as `memory_over_time` does.
     """
     made, kept, working = _changes(order, footprint)
@@ -103,13 +104,12 @@ def memory_peaks(order: Order, footprint: Footprint) -> MemoryPeaks:
     grown = _gradients_so_far(order, footprint)
     held = before + (made + working) + grown
     pairs = np.flatnonzero(order.paired)
-    held[pairs] += made[pairs + 1] + working[pairs + 1] + (grown[pairs + 1] - grown[pairs])
-    held[pairs + 1] = -np.inf
-    at = np.array([start + int(np.argmax(held[start:stop]))
-                   for start, stop in zip(first, order.rank_start[1:], strict=True)])  # fmt: skip
+    held[pairs] += working[pairs + 1] + (grown[pairs + 1] - grown[pairs])
+    bounds = pairwise(order.rank_start.tolist())
+    at = np.array([start + int(np.argmax(held[start:stop])) for start, stop in bounds])
     paired = order.paired[at]
     beside = at + paired
-    activations = before[at] - before[first] + made[at] + paired * made[beside]
+    activations = before[at] - before[first] + made[at]
     at_work = working[at] + paired * working[beside]
     return MemoryPeaks(
         peak_bytes=activations + grown[beside] + at_work + per_stage(footprint.static_bytes, order.pp, "static_bytes"),
@@ -125,11 +125,12 @@ def _gradients_so_far(order: Order, footprint: Footprint) -> Floats:
     opened = np.zeros(order.tasks)
     if not np.any(footprint.gradient_bytes):
         return opened
-    opened[_first_backward(order)] += per_stage(footprint.gradient_bytes, order.stages, "gradient_bytes")[
+    opened[_first_backward(order)] = per_stage(footprint.gradient_bytes, order.stages, "gradient_bytes")[
         order.model_stage
     ]
+    # A rank's first task is a forward.
     total, first = np.cumsum(opened), order.rank_start[:-1]
-    grown: Floats = total - np.repeat(total[first] - opened[first], np.diff(order.rank_start))
+    grown: Floats = total - np.repeat(total[first], np.diff(order.rank_start))
     return grown
 
 
@@ -210,7 +211,7 @@ def _first_backward(order: Order) -> npt.NDArray[np.int64]:
 
 
 def _sorted(rows: list[_Row], ranks: int) -> MemoryTimeline:
-    rank, moment, time, change = (np.concatenate(column) for column in list(zip(*rows, strict=True))[:4])
+    rank, moment, time, change = (np.concatenate([row[column] for row in rows]) for column in range(4))
     part = np.concatenate([np.full(len(row[0]), row[4], np.int8) for row in rows])
     some = (change != 0) | (part == 0)
     sequence = np.lexsort((change[some], moment[some], rank[some]))

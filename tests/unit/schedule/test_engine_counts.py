@@ -10,18 +10,9 @@ import pytest
 from simulator.errors import InputError
 from simulator.schedule.engine import Durations, Transfers, simulate
 from simulator.schedule.make import make_order
-from simulator.schedule.order import Order, build_order, loop_placement
-from tests.unit.schedule.paired import FOLDED
+from tests.unit.schedule.paired import FOLDED, pair_of
 
 PRIMES = {"forward_s": [2.0, 3.0], "input_grad_s": [5.0, 7.0], "weight_grad_s": [11.0, 13.0]}
-
-
-def _pair(kind: int) -> Order:
-    """One rank, two stages: F s0 m0, F s1 m0, then F s0 m1 together with a backward of s1 m0."""
-    rest = [(1, 0, 2)] if kind == 1 else []
-    column = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 0, kind), *rest, (0, 0, 3), (1, 1, 0), (1, 1, 3), (0, 1, 3)]
-    paired = np.arange(len(column)) == 2
-    return build_order("pair", 1, 2, 2, [np.array(column)], placement=loop_placement(1, 2), paired=[paired])
 
 
 @pytest.mark.parametrize(
@@ -44,7 +35,7 @@ def test_a_pair_takes_the_longest_of_what_binds_it(
     """The forward is of stage 0, the backward of stage 1; the other stage's seconds must not show."""
     whole = kind == 3
     line = simulate(
-        _pair(kind),
+        pair_of(kind),
         Durations(forward_s=[forward[0], 100.0], input_grad_s=[100.0, backward[0] - whole * 0.25],
                   weight_grad_s=[100.0, 0.25], forward_comm_s=[forward[1], 50.0], backward_comm_s=[50.0, backward[1]],
                   beside_slowdown_factor=slowdown),

@@ -11,11 +11,12 @@ from simulator.errors import InputError
 from simulator.schedule.engine import Durations, simulate
 from simulator.schedule.make import make_order
 from simulator.schedule.memory import Footprint, memory_over_time, memory_peaks
-from tests.unit.schedule.paired import FOLDED
+from simulator.schedule.order import build_order, loop_placement
+from tests.unit.schedule.paired import FOLDED, pair_of
 
 FOOTPRINT = Footprint(
     static_bytes=[1000.0, 2000.0], activation_bytes=[100.0, 200.0], weight_gradient_bytes=[10.0, 30.0],
-    gradient_bytes=[7.0, 5.0], forward_working_bytes=[1.0, 2.0], backward_working_bytes=[3.0, 4.0],
+    gradient_bytes=[7.0, 5.0], forward_working_bytes=[6.0, 2.0], backward_working_bytes=[3.0, 4.0],
 )  # fmt: skip
 # F 1 s, B 2 s, W 3 s: rank 0 begins its tasks at 0, 1, 2 (a pair of 6 s), 8 (of 3 s), 11, 14, 16 and 21, and ends at
 # 24; rank 1 at 0, 1, 2 and 7, and ends at 12.
@@ -25,12 +26,12 @@ STATIC, SAVED, LATE, GRADIENTS, WORKING = range(5)
 RANK_0 = [
     (0, 1000, STATIC),
     # F s0 m0, whose backward is split: 10 of its 100 stay until W.
-    (0, 1, WORKING), (0, 10, LATE), (0, 90, SAVED), (1, -1, WORKING),
+    (0, 6, WORKING), (0, 10, LATE), (0, 90, SAVED), (1, -6, WORKING),
     # F s1 m0, whose backward is not.
     (1, 2, WORKING), (1, 200, SAVED), (2, -2, WORKING),
     # F s0 m1 with BW s1 m0, the first backward of stage 1.
-    (2, 1, WORKING), (2, 4, WORKING), (2, 5, GRADIENTS), (2, 100, SAVED),
-    (8, -200, SAVED), (8, -4, WORKING), (8, -1, WORKING),
+    (2, 4, WORKING), (2, 5, GRADIENTS), (2, 6, WORKING), (2, 100, SAVED),
+    (8, -200, SAVED), (8, -6, WORKING), (8, -4, WORKING),
     # F s1 m1 with B s0 m0, the first backward of stage 0.
     (8, 2, WORKING), (8, 3, WORKING), (8, 7, GRADIENTS), (8, 30, LATE), (8, 170, SAVED),
     (11, -90, SAVED), (11, -3, WORKING), (11, -2, WORKING),
@@ -42,7 +43,7 @@ RANK_0 = [
     (24, -7, GRADIENTS), (24, -5, GRADIENTS),
 ]  # fmt: skip
 RANK_1 = [
-    (0, 2000, STATIC), (0, 1, WORKING), (0, 100, SAVED), (1, -1, WORKING), (1, 2, WORKING), (1, 200, SAVED),
+    (0, 2000, STATIC), (0, 6, WORKING), (0, 100, SAVED), (1, -6, WORKING), (1, 2, WORKING), (1, 200, SAVED),
     (2, -2, WORKING), (2, 4, WORKING), (2, 5, GRADIENTS), (7, -200, SAVED), (7, -4, WORKING), (7, 3, WORKING),
     (7, 7, GRADIENTS), (12, -100, SAVED), (12, -3, WORKING),
     # Gradients stay until the end of the step, which rank 0 ends.
@@ -85,7 +86,7 @@ def test_a_pair_holds_what_both_of_its_tasks_hold() -> None:
 PEAKS = [
     # Working memory of one stage's backwards or forwards decides which task is the peak: task, saved, gradients, work.
     ({"backward_working_bytes": [3000.0, 4.0]}, 4, 400, 12, 3002),
-    ({"backward_working_bytes": [3.0, 4000.0]}, 2, 400, 5, 4001),
+    ({"backward_working_bytes": [3.0, 4000.0]}, 2, 400, 5, 4006),
     ({"forward_working_bytes": [5000.0, 2.0]}, 2, 400, 5, 5004),
     ({"forward_working_bytes": [1.0, 6000.0]}, 4, 400, 12, 6003),
     ({"activation_bytes": [10.0, 30.0], "backward_working_bytes": [300.0, 4.0], "gradient_bytes": 0.0}, 4,
@@ -107,6 +108,32 @@ def test_the_peak_is_where_the_most_is_held(
     assert found == (task, saved, gradients, working)
     assert peaks.peak_bytes.tolist() == curve.peak_bytes.tolist()
     assert curve.peak_bytes[0] == 1000 + saved + gradients + working
+
+
+def test_the_peak_is_the_first_of_equals_and_no_gradient_counts_before_its_backward() -> None:
+    """F s0 m0, F s1 m0, F s0 m1 with BW s1 m0, BW s0 m0, F s1 m1, BW s1 m1, BW s0 m1."""
+    order = pair_of(3)
+    # Two forwards and 1000 of F s1's work, in task 1 and again in task 5.
+    work = Footprint(activation_bytes=[3.0, 4.0], forward_working_bytes=[1.0, 1000.0])
+    assert memory_peaks(order, work).task.tolist() == [1]
+    # Three forwards in the pair; two and stage 0's gradients from task 4 on.
+    gradients = Footprint(activation_bytes=1.0, gradient_bytes=[50.0, 0.0])
+    found = memory_peaks(order, gradients)
+    assert (found.task.tolist(), found.peak_bytes.tolist()) == ([4], [2 + 50])
+
+
+def test_a_rank_s_count_begins_with_it() -> None:
+    """Forwards alone: rank 0 still holds 6 when rank 1's list begins, which holds 10 by itself."""
+    columns = [np.array([(0, 0, 0), (0, 1, 0)]), np.array([(1, 0, 0), (1, 1, 0)])]
+    order = build_order("forwards", 2, 1, 2, columns, placement=loop_placement(2, 1))
+    assert memory_peaks(order, Footprint(activation_bytes=[3.0, 5.0])).peak_bytes.tolist() == [6, 10]
+
+
+def test_a_peak_of_activations_alone_has_no_other_parts() -> None:
+    memory = memory_over_time(LINE, Footprint(static_bytes=1.0, activation_bytes=[100.0, 200.0]))
+    assert memory.peak_parts(1) == {
+        "static": 1, "activations": 300, "weight_gradient_inputs": 0, "gradients": 0, "working": 0,
+    }  # fmt: skip
 
 
 def test_nothing_but_what_is_there_all_the_time() -> None:
