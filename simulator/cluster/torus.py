@@ -35,6 +35,11 @@ class Slice:
     """One link, one direction."""
     hop_s: float
 
+    @property
+    def dimensions(self) -> tuple[tuple[Number, Number, Number], ...]:
+        """Extent, distance and closure of each dimension."""
+        return tuple(zip(self.extent, self.apart, self.wrapped, strict=True))
+
 
 def group_slice(tier: Tier, group: Group, concurrent: Number = 1) -> Slice:
     """Devices are numbered with the last dimension of `shape` fastest; a group covers consecutive dimensions.
@@ -42,7 +47,7 @@ def group_slice(tier: Tier, group: Group, concurrent: Number = 1) -> Slice:
     A group of stride s and n ranks covers of each dimension what s leaves of it and n still needs. A dimension
     covered in part is a line: no wrap-around.
     """
-    left, skip = np.asarray(group.size, dtype=float), np.asarray(group.stride, dtype=float)
+    left, skip = group.size, group.stride
     extents, aparts, wraps = [], [], []
     wrap = tier.wrap or (tier.topology == "torus",) * len(tier.shape)
     for length, around in zip(reversed(tier.shape), reversed(wrap), strict=True):
@@ -63,7 +68,7 @@ def torus_time_s(kind: str, size_bytes: Number, part: Slice) -> Number:
     >>> round(float(torus_time_s("all_gather", 90e6, part)) * 1e6)
     750
     """
-    used = tuple(zip(part.extent, part.apart, part.wrapped, strict=True))
+    used = part.dimensions
     if kind == "send":
         apart = max_of(np.where(x > 1, apart, 1.0) for x, apart, _ in used)
         return apart * (part.hop_s + size_bytes / part.link_bytes_per_s)
@@ -84,7 +89,7 @@ def _all_to_all_seconds_per_byte(part: Slice) -> Number:
     """
     return max_of(
         np.where(x > 1, x * apart * np.where(ring, 1 / 8, 1 / 4), 0.0) / part.link_bytes_per_s
-        for x, apart, ring in zip(part.extent, part.apart, part.wrapped, strict=True)
+        for x, apart, ring in part.dimensions
     )
 
 

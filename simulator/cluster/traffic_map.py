@@ -32,7 +32,7 @@ class AxisPlacement:
 def axis_placement(cluster: Cluster, axis: str, group: Group) -> AxisPlacement:
     """The placement of one axis (scalar degrees): in closed form, or as a rank file says."""
     over = placed_spans(cluster, group)
-    crossed = [index for index in range(1, len(cluster.tiers)) if over.units[index - 1] > 1]
+    crossed = [index for index, units in enumerate(over.units[:-1], start=1) if units > 1]
     return AxisPlacement(
         axis=axis,
         size=int(group.size),

@@ -92,6 +92,22 @@ def test_lanes_of_a_shared_dimension_are_shared() -> None:
     assert float(torus_time_s("all_to_all", 800.0, pair)) == pytest.approx(800 * 0.5 / 10)
 
 
+def test_shared_pairs_and_the_smallest_ring() -> None:
+    """Three groups share a pair's link of 10, which passes half of 800; three devices in a row can close a ring."""
+    pair = Slice((2.0,), (3.0,), (False,), 10.0, 0.0)
+    assert float(torus_time_s("all_gather", 800.0, pair)) == pytest.approx(400 / (10 / 3))
+    three = group_slice(replace(ICI, shape=(3,), size=3), Group(3))
+    assert [bool(x) for x in three.wrapped] == [True]
+    assert group_slice(ICI, Group(6), 4).link_bytes_per_s == pytest.approx(LINK / 4)
+
+
+def test_every_dimension_needs_all_it_is_said_to_have() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        torus_time_s("send", 1.0, Slice((2.0, 2.0), (1.0,), (False, False), 10.0, 0.0))
+    with pytest.raises(ValueError, match="shorter"):
+        group_slice(replace(ICI, wrap=(True, False)), Group(2))
+
+
 def test_columns_of_groups_are_as_each_alone() -> None:
     sizes, strides = np.array([6, 1, 3, 12, 4, 48]), np.array([1, 1, 2, 1, 6, 1])
     shared = np.array([1.0, 1.0, 2.0, 1.0, 4.0, 1.0])
