@@ -11,7 +11,7 @@ import numpy as np
 
 from simulator.arch.core import attention_core
 from simulator.arch.linear import enter_tensor_parallel, kept_in, leave_tensor_parallel, linear, norm, pointwise
-from simulator.arch.operations import Number, Operation, Saved, Weight
+from simulator.arch.operations import Number, Operation, Pointwise, Saved, Weight
 from simulator.arch.shard import Kernels, Shard
 from simulator.spec.model import AttentionSpec
 
@@ -84,10 +84,9 @@ def _projections(
 
 def _input_gradient_sum(name: str, elements: Number, kernels: Kernels) -> Operation:
     """The input gradients of three products added up: two kernels, or two more reads by a compiled one."""
-    size = kernels.element_bytes
-    if kernels.compiled:
-        return pointwise(name, elements=elements, forward=0.0, backward=2 * size, modules=("attention",))
-    return pointwise(name, elements=elements, forward=0.0, backward=6 * size, kernels=2, modules=("attention",))
+    moves, steps = (2, 1) if kernels.compiled else (6, 2)
+    summed = Pointwise(bytes=elements * moves * kernels.element_bytes, kernels=steps)
+    return Operation(name=name, input_grad=(summed,), modules=("attention",))
 
 
 def _query_key_value(
@@ -182,9 +181,10 @@ def _latent_projections(
     query, key, value = heads * spec.head_dim, heads * spec.head_dim, heads * spec.value_head_dim
     q_saved, k_saved, v_saved = _query_key_value(name, tokens, query, key, value, size)
     up_modules = ("mla_up_proj", "attention")
-    operations: list[Operation] = []
-    if spec.q_lora_rank:
-        operations += _latent_down(f"{name}.q_down", tokens, width, spec.q_lora_rank, spec.q_lora_rank, kernels)
+    operations = (
+        _latent_down(f"{name}.q_down", tokens, width, spec.q_lora_rank, spec.q_lora_rank, kernels)
+        if spec.q_lora_rank else []
+    )  # fmt: skip
     operations.append(
         linear(
             f"{name}.q_up" if spec.q_lora_rank else f"{name}.q", tokens=tokens, inputs=spec.q_lora_rank or width,

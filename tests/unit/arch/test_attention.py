@@ -36,6 +36,12 @@ def test_key_heads_split_until_they_are_replicated() -> None:
     assert list(local_kv_heads(spec(), np.array([1, 2, 4]))) == [2.0, 1.0, 1.0]
 
 
+def test_attention_is_a_layer_s_own_unless_it_is_said_to_cross() -> None:
+    found = attention(spec(), width=5, shard=shard(), kernels=kernels())
+    names = ["enter", "qkv", "core", "out", "leave"]
+    assert [operation.name for operation in found] == [f"attention.{name}" for name in names]
+
+
 @pytest.mark.parametrize(("tp", "query", "key", "value"), [(1, 60, 20, 28), (2, 30, 10, 14), (3, 20, 10, 14)])
 def test_query_key_and_value_are_one_product(tp: int, query: int, key: int, value: int) -> None:
     columns = query + key + value
@@ -235,8 +241,8 @@ def test_query_key_and_value_as_three_products(compiled: bool, moved: float, ste
     assert [p.forward for p in products] == [(Gemm(m=T, n=n, k=5),) for n in (30, 10, 14)]
     assert tuple(p.saves[0] for p in products) == whole.saves
     assert [sum(p.weights[i].elements for p in products) for i in (0, 1)] == [w.elements for w in whole.weights]
-    assert found["qkv_sum"].input_grad == (Pointwise(bytes=T * 5 * moved, kernels=steps),)
-    assert found["qkv_sum"].forward == ()
+    summed = Pointwise(bytes=T * 5 * moved, kernels=steps)
+    assert found["qkv_sum"] == Operation(name="a.qkv_sum", input_grad=(summed,), modules=("attention",))
 
 
 def test_dropout_of_probabilities_keeps_a_mask_and_the_dropped_copy() -> None:
@@ -325,9 +331,7 @@ def test_latent_projections() -> None:
     downs = {"q_down": 7, "kv_down": 13}
     for name, outputs in downs.items():
         assert found[name].forward == (Gemm(m=T, n=outputs, k=5),)
-        assert found[name].weights == (
-            Weight(name=f"a.{name}.weight", elements=5 * outputs, sequence_replicated=True),
-        )
+        assert found[name].weights == (Weight(name=f"a.{name}.weight", elements=5 * outputs, sequence_replicated=True),)
         assert (found[name].modules, found[name].saves) == (("attention",), ())
     assert found["q_up"].forward == (Gemm(m=T, n=30, k=7),)
     assert found["q_up"].saves == (Saved(name="a.q", bytes=T * 30 * 2.0),)
