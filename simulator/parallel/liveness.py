@@ -1,4 +1,4 @@
-"""Which tensors are alive when: a walk over the operators of one step, forward, backward and update.
+"""Which tensors are alive when: a walk over the operators of one step, forward and backward.
 
 A `Node` is an operator that autograd records: the tensors that it makes, those whose gradients its backward makes, and
 those that it keeps until then. The walk holds a tensor until its last reader ran, a kept one until the backward of
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 PARTS = ("parameters", "gradients", "optimizer", "activations", "temporaries", "gathered")
 """What a tensor is booked as: `activations` are made in forward (and where it is run again), `temporaries` in
-backward and in the update, `gathered` are whole parameters and gradients of a sharded unit with their buffers."""
+backward, `gathered` are whole parameters and gradients of a sharded unit with their buffers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,7 +104,7 @@ def nodes_of(pieces: Iterable[Piece]) -> Iterator[Node]:
 
 
 class Walk:
-    """One step over nodes; `ledger.peak` is the answer when `forward`, `backward` and `update` have run."""
+    """One step over nodes; `ledger.peak` is the answer when `forward` and `backward` have run for all."""
 
     def __init__(self, pieces: Sequence[Piece], states: States, *, gradient_part: str = "gradients") -> None:
         self.gradient_part = gradient_part
@@ -145,15 +145,11 @@ class Walk:
         for tensor in outside:
             self._let_go(tensor, "activations")
 
-    def update(self, working_bytes: float) -> None:
-        """The optimizer's step, with what it allocates [B]."""
-        self.ledger.look("update", temporaries=working_bytes)
-
     def _run(self, node: Node, *, keep: bool) -> None:
         for made in node.makes:
             if made.of is None:
                 self.ledger.held["activations"] += made.bytes
-                self._holders[made] += 1
+                self._holders[made] = 1
         self.ledger.look(node.name, activations=node.forward_bytes)
         if keep:
             for kept in node.keeps:
@@ -194,7 +190,7 @@ class Walk:
         if self._holders[there] > 1:
             total = Tensor(tensor.bytes)
             self.ledger.held["temporaries"] += total.bytes
-            self._holders[total] += 1
+            self._holders[total] = 1
             self._holders[there] -= 1
             self._gradient[tensor] = total
         return gradient

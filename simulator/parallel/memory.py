@@ -141,25 +141,6 @@ def backward_bytes(stage: Stage, strategy: Strategy, memories: Mapping[str, Segm
     return worst
 
 
-def rank_memory(
-    stages: Sequence[Stage], in_flight: Sequence[Number], memories: Mapping[str, SegmentMemory], setting: Setting,
-    boundary_bytes: Number,
-) -> dict[str, Number]:  # fmt: skip
-    """Peak bytes of one pipeline rank by part, from the most micro-batches that its stages hold; linear in those.
-
-    `in_flight[i]` is how many micro-batches `stages[i]` holds at the peak, `boundary_bytes` the activation that crosses
-    a pipeline border. It is what the timeline gives where the backward is not split and a rank's stages are alike. The
-    optimizer step is left out: it needs more than forward and backward only where these hold next to nothing.
-    """
-    parts = static_bytes(stages, boundary_bytes, setting)
-    parts["activations"] = sum(
-        count * kept_bytes(stage, setting, memories)
-        for stage, count in zip(stages, in_flight, strict=True)
-    )
-    parts["working_set"] = working_set_bytes(stages, setting.strategy, memories)
-    return parts | overhead_bytes(sum(parts.values()), setting.framework)
-
-
 def static_bytes(stages: Sequence[Stage], boundary_bytes: Number, setting: Setting) -> dict[str, Number]:
     """What a pipeline rank holds from the start of a step to its end, by part [B]."""
     held = held_parameters(tuple(stages))
@@ -180,15 +161,6 @@ def overhead_bytes(allocated_bytes: Number, framework: Framework) -> dict[str, N
     """What tensors of `allocated_bytes` cost besides: what the allocator cannot use, and what sits outside it [B]."""
     fraction = framework.fragmentation_fraction
     return {"fragmentation": allocated_bytes * fraction / (1.0 - fraction), "context": framework.context_bytes}
-
-
-def working_set_bytes(
-    stages: Sequence[Stage], strategy: Strategy, memories: Mapping[str, SegmentMemory]
-) -> Number:
-    """The most that a task of one of the stages holds beside what is saved [B]."""
-    held = [(memories[segment.name], count) for stage in stages for segment, count in stage.parts]
-    forward = largest(where(count > 0, memory.largest_bytes, 0.0) for memory, count in held)
-    return largest([forward, *(backward_bytes(stage, strategy, memories) for stage in stages)])
 
 
 def buffer_bytes(boundary_bytes: Number, parameters: Number, setting: Setting) -> Number:

@@ -41,7 +41,8 @@ def refused(strategy: Strategy, run: Run, framework: Framework) -> list[str]:
 
 
 def eager_peak(model: ModelSpec, run: Run, strategy: Strategy, framework: Framework) -> Peak:
-    """Peak of an eager PyTorch step whose gradients are freed after each update (`zero_grad(set_to_none=True)`).
+    """Peak of an eager PyTorch step whose gradients are freed after each update (`zero_grad(set_to_none=True)`). Fused
+    updates allocate nothing, so it lies in forward or backward.
 
     Raises InputError for what `refused` names and for blocks without nodes.
     """
@@ -61,7 +62,7 @@ def eager_peak(model: ModelSpec, run: Run, strategy: Strategy, framework: Framew
     )  # fmt: skip
     if strategy.dp == 1:
         return plain_peak(traced, states)
-    sharding = Sharding(ranks=int(strategy.dp), reduce_dtype=framework.gradient_reduce_dtype,
+    sharding = Sharding(ranks=int(strategy.dp), reduce_dtype=framework.gradient_reduce_dtype, stored_bytes=stored,
                         reshard_after_forward=strategy.reshard_after_forward)  # fmt: skip
     return ShardedWalk(traced, states, sharding).run()
 
@@ -71,18 +72,14 @@ def parameter_sizes(pieces: Sequence[Piece]) -> dict[str, float]:
     return {name: size for node in nodes_of(pieces) for name, size in node.weights}
 
 
-def plain_peak(traced: Traced, states: States, *, update_bytes: float = 0.0) -> Peak:
-    """Peak of one micro-batch and the update behind it where nothing is sharded.
-
-    `update_bytes` is what the optimizer allocates (0 for fused kernels).
-    """
+def plain_peak(traced: Traced, states: States) -> Peak:
+    """Peak of one micro-batch where nothing is sharded."""
     walk = Walk(traced.pieces, states)
     walk.ledger.held["activations"] += traced.constant_bytes
     for piece in traced.pieces:
         walk.forward(piece)
     for piece in reversed(traced.pieces):
         walk.backward(piece)
-    walk.update(update_bytes)
     return walk.ledger.peak
 
 
@@ -92,7 +89,9 @@ class Sharding:
 
     ranks: int
     reduce_dtype: str = "fp32"
-    stored_dtype: str = "fp32"
+    stored_bytes: float = 4.0
+    """Bytes of a parameter as it rests: the gradient of its shard is cast to that (`_fsdp_collectives.py`: orig_dtype).
+    """
     reshard_after_forward: bool = True
 
 
@@ -121,10 +120,9 @@ class ShardedWalk:
         return sizes | {ROOT: sum(parameter_sizes(self.traced.pieces).values()) - sum(sizes.values())}
 
     def run(self) -> Peak:
-        """Forward, backward and update of one micro-batch."""
+        """Forward and backward of one micro-batch."""
         self._forward()
         self._backward()
-        self.walk.update(0.0)
         return self.ledger.peak
 
     def _hold(self, moment: str, size: float) -> None:
@@ -174,11 +172,10 @@ class ShardedWalk:
         """Parameters freed, gradients copied into the flat buffer and freed, the shard's gradient kept."""
         held, size = self.ledger.held, self.sizes[unit]
         held["gathered"] -= size + self.reducing
-        dtypes = DTYPE_BYTES[self.sharding.reduce_dtype], DTYPE_BYTES[self.sharding.stored_dtype]
         elements = size / self.traced.element_bytes
-        self.reducing = elements * dtypes[0]
+        self.reducing = elements * DTYPE_BYTES[self.sharding.reduce_dtype]
         self._hold(f"{unit}, reduce", self.reducing)
         held["temporaries"] -= size
         if not self.walk.accumulates:
-            held["gradients"] += elements / self.sharding.ranks * dtypes[1]
+            held["gradients"] += elements / self.sharding.ranks * self.sharding.stored_bytes
         self.ledger.look(f"{unit}, reduced")

@@ -45,7 +45,8 @@ def decoder(*layers: LayerSpec, **fields: Any) -> StackSpec:
 
 
 def traced(spec: ModelSpec, policy: Policy = KEEP_ALL, *, target: int = 0, **kernels: Any) -> Traced:
-    return trace(spec, replace(COUNTING, **kernels), policy, batch=3, seq_len=5, target_seq_len=target)
+    lengths = {"seq_len": 5, "target_seq_len": target} if target else {"seq_len": 5}
+    return trace(spec, replace(COUNTING, **kernels), policy, batch=3, **lengths)
 
 
 def lines(found: Traced) -> list[str]:

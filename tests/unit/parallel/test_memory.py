@@ -9,7 +9,7 @@ import pytest
 import simulator
 from simulator import catalog
 from simulator.parallel.lower import lower
-from simulator.parallel.memory import memories_of, rank_memory, stage_memory, static_bytes
+from simulator.parallel.memory import kept_bytes, memories_of, overhead_bytes, stage_memory, static_bytes
 from simulator.parallel.recompute import Policy
 from simulator.parallel.setting import Setting, groups_of
 from simulator.parallel.states import held_parameters, optimizer_step_bytes, state_bytes
@@ -117,7 +117,8 @@ def test_the_optimizer_step_widens_16_bit_gradients_of_its_share():
 
 @pytest.mark.parametrize("schedule", ["1f1b", "gpipe"])
 @pytest.mark.parametrize("recompute", ["none", "full", "selective"])
-def test_the_linear_form_is_the_timelines_peak_where_the_backward_is_whole(schedule: str, recompute: str):
+def test_a_peak_is_linear_in_the_micro_batches_held_where_the_backward_is_whole(schedule: str, recompute: str):
+    """States and buffers, so many micro-batches (all of them, or one less a rank), and the worst task's own bytes."""
     strategy = Strategy(pp=4, dp=2, zero=1, schedule=schedule, recompute=recompute)
     model = gpt(HIDDEN, 8, 8)
     answer = simulator.estimate(model, CLUSTER, RUN, strategy, framework=PLAIN)
@@ -128,8 +129,11 @@ def test_the_linear_form_is_the_timelines_peak_where_the_backward_is_whole(sched
     for rank, stage in enumerate(program.stages):
         held = 32 if schedule == "gpipe" else 4 - rank
         edge = program.stages[0].boundary_bytes
-        parts = rank_memory([stage], [held], memories, setting, edge)
-        assert sum(parts.values()) == pytest.approx(answer.memory.per_stage[rank]["total"])
+        task = stage_memory(stage, setting, memories)
+        working = max(task.forward_bytes, task.backward_bytes)
+        standing = sum(static_bytes([stage], edge, setting).values())
+        there = standing + held * kept_bytes(stage, setting, memories) + working
+        assert there + overhead_bytes(there, PLAIN)["context"] == pytest.approx(answer.memory.per_stage[rank]["total"])
 
 
 def test_split_backwards_keep_less_than_a_whole_backward_would():
