@@ -1,10 +1,10 @@
 """Every figure of reliability, measured and written into validation/RELIABILITY.md: `make reliability`.
 
-    python tools/reliability.py [--kills 100] [--base COMMIT] [--only WORD ...]
+    python tools/reliability.py [--kills 100] [--runs 50] [--base COMMIT] [--only WORD ...]
 
 A figure that could not be measured says so and why. `--only` measures some of them anew; the others keep their value
 with the day and the commit of their own (validation/reliability.json), as the mutation scores do (tools/mutation.py).
-All of it takes about an hour on two cores.
+All of it takes about an hour on two cores, and five minutes more for each of the --runs.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import json
 import os
 import platform
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from datetime import date
@@ -250,17 +252,43 @@ def speed(_: argparse.Namespace) -> list[Figure]:
     ]  # fmt: skip
 
 
+def repeats(options: argparse.Namespace) -> list[Figure]:
+    """Unit and property tests again and again, each time with other hashes: what fails only sometimes is flaky."""
+    failed: Counter[str] = Counter()
+    quickest_s = float("inf")
+    for seed in range(options.runs):
+        started = time.monotonic()
+        done = run(PYTHON, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider", "tests/unit", "tests/properties",
+                   PYTHONHASHSEED=str(seed))  # fmt: skip
+        quickest_s = min(quickest_s, time.monotonic() - started)
+        failed.update(re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE))
+    flaky = sorted(name for name, times in failed.items() if times < options.runs)
+    return [
+        Figure("flaky tests", "0 in 50 runs", f"{len(flaky)} in {options.runs} runs {' '.join(flaky)}".strip(),
+               "unit and property tests with other hash seeds, --runs; all of them run in each change's checks"),
+        Figure("unit and property tests", "<= 5 min", f"{quickest_s / 60:.1f} min", "the quickest of those runs"),
+    ]  # fmt: skip
+
+
 def measured_runs(_: argparse.Namespace) -> list[Figure]:
-    folder = ROOT / "validation" / "measured"
-    there = sorted(file.name for file in folder.glob("*")) if folder.is_dir() else []
-    said = f"see validation/measured ({', '.join(there)})" if there else "not measured: validation/measured is empty"
-    return [Figure("measured torch runs: median / p90 error", "<= 10 % / <= 25 %", said, "make validate-measured")]
+    """Every set of our own steps, by its own calibration (simulator/measure/sets.py)."""
+    from simulator.measure.sets import read_sets
+
+    said = []
+    for each in read_sets(ROOT / "validation" / "measured"):
+        errors = sorted(abs(entry.error) for entry in each.scored)
+        ninth = errors[int(0.9 * (len(errors) - 1))]
+        tau = each.summary["order"]["tau"]
+        said.append(f"{each.name}: {statistics.median(errors):.1%} / {ninth:.1%}, {tau:.2f}")
+    return [Figure("measured torch runs: median / p90 error; tau of pairs that differ by more than their spread",
+                   "<= 10 % / <= 25 %; >= 0.9", "; ".join(said) or "not measured: there are no sets",
+                   "make validate-measured; measured/README.md says when the machine was quiet")]  # fmt: skip
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], list[Figure]]] = {
     "bad": bad_inputs, "messages": messages, "kills": kills, "determinism": determinism, "anchors": anchors,
     "counts": counts, "mutation": mutation, "coverage": coverage, "gate": gate, "dependencies": dependencies,
-    "wheels": wheels, "speed": speed, "measured": measured_runs,
+    "wheels": wheels, "speed": speed, "repeats": repeats, "measured": measured_runs,
 }  # fmt: skip
 
 
@@ -287,6 +315,7 @@ def written(kept: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--runs", type=int, default=50, help="of the tests that flaky ones are looked for in")
     parser.add_argument("--base", default="", help="commit or folder that predictions are compared with")
     parser.add_argument("--bad-inputs", type=Path, help="what tools/bad_inputs.py printed, instead of running it")
     parser.add_argument("--chaos", type=Path, help="what tools/chaos.py printed, instead of running it")

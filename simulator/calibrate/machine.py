@@ -61,7 +61,7 @@ def calibrate(
 def _network(*, quick: bool, ranks: int) -> list[Any]:
     """What every rank timed of collectives, of kernels beside other ranks', and of sharding."""
     task = {"sizes": QUICK_SIZES if quick else SIZES, "large_sizes": () if quick else LARGE_SIZES,
-            "shared_every": 3 if quick else 1, "rounds": 1 if quick else 2}  # fmt: skip
+            "shared_every": 5 if quick else 1, "rounds": 1 if quick else 2}  # fmt: skip
     return run_ranks("simulator.calibrate.network", task, ranks, timeout_s=600.0)
 
 
