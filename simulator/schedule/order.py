@@ -203,12 +203,12 @@ def _check_once(order: Order, complaints: Complaints, where: str) -> None:
     of_kind = np.zeros((len(KINDS), order.slots, order.micro_batches), np.int64)
     np.add.at(of_kind, (order.kind, order.slot, order.micro_batch), 1)
     count = np.stack([of_kind[FORWARD], of_kind[INPUT_GRAD] + of_kind[BACKWARD], of_kind[WEIGHT_GRAD]])
-    for kind, slot, micro_batch in zip(*np.nonzero(count > 1), strict=True):
+    for kind, slot, micro_batch in np.argwhere(count > 1):
         times = count[kind, slot, micro_batch]
         complaints.add(f"{action_name(slot, micro_batch, kind)} stands {times} times", where=where)
-    pipeline = np.cumsum(order.previous < 0) - 1
+    pipeline = np.cumsum(order.previous < 0)
     for micro_batch in range(order.micro_batches):
-        used = np.unique(pipeline[(count[:2, :, micro_batch] > 0).any(axis=0)])
+        used = np.unique(pipeline[count[:, :, micro_batch].any(axis=0)])
         if len(used) != 1:
             state = "never runs" if len(used) == 0 else "runs in both directions"
             complaints.add(f"micro-batch {micro_batch} {state}", where=where)
@@ -218,7 +218,7 @@ def _check_once(order: Order, complaints: Complaints, where: str) -> None:
                 if not count[kind, slot, micro_batch]:
                     complaints.add(f"{action_name(slot, micro_batch, kind)} is missing", where=where)
     split = of_kind[INPUT_GRAD] > 0
-    for slot, micro_batch in zip(*np.nonzero(split != (count[WEIGHT_GRAD] > 0)), strict=True):
+    for slot, micro_batch in np.argwhere(split != (count[WEIGHT_GRAD] > 0)):
         state = "is missing" if split[slot, micro_batch] else "has no B (BW already holds the weight gradient)"
         complaints.add(f"{action_name(slot, micro_batch, WEIGHT_GRAD)} {state}", where=where)
 
@@ -226,9 +226,9 @@ def _check_once(order: Order, complaints: Complaints, where: str) -> None:
 def _check_sequence(order: Order, complaints: Complaints, where: str) -> None:
     first, second = order.position[0], order.position[1]
     late = (second >= 0) & (first > second)
-    for slot, micro_batch in zip(*np.nonzero(late), strict=True):
+    for slot, micro_batch in np.argwhere(late):
         complaints.add(f"B s{slot} m{micro_batch} comes before its F on the same rank", where=where)
     third = order.position[2]
     early = (third >= 0) & (second > third)
-    for slot, micro_batch in zip(*np.nonzero(early), strict=True):
+    for slot, micro_batch in np.argwhere(early):
         complaints.add(f"W s{slot} m{micro_batch} comes before its B on the same rank", where=where)

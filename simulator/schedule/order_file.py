@@ -101,7 +101,7 @@ def _assemble(rows: list[Row], where: str) -> Order:
     broken.raise_if_any()
     place = {slot: index for index, slot in enumerate(slots)}
     columns = [
-        np.array([(place[stage, rank], number, kind) for stage, number, kind, _ in row], np.int32)
+        np.array([(place[stage, rank], number, kind) for stage, number, kind, _ in row])
         for rank, row in enumerate(rows)
     ]
     paired = [np.array([pair for *_, pair in row]) for row in rows]

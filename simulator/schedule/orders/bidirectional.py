@@ -44,8 +44,8 @@ def dualpipe(pp: int, micro_batches: int) -> Order:
         # Each rank's first slot is the one nearer to the entry of its pipeline.
         run = RankOrder(down, up) if near else RankOrder(up, down)
         dualpipe_phases(run, pp // 2, min(rank, pp - 1 - rank), half)
-        table = np.array(run.actions, np.int32)
+        table = np.array(run.actions)
         table[table[:, 0] >= pp, 1] += half
         columns.append(table)
-        paired.append(np.array(run.paired, np.bool_))
+        paired.append(np.array(run.paired))
     return build_order("dualpipe", pp, 1, micro_batches, columns, placement=bidirectional_placement(pp), paired=paired)

@@ -42,6 +42,6 @@ def warm_up_then_alternate(slot: int, micro_batches: int, warm_up: int) -> Ints:
 def alternate(count: int, warm_up: int) -> tuple[Ints, Ints]:
     """Positions of `count` forwards and `count` backwards with `warm_up` forwards first (all, if fewer)."""
     step = np.arange(count)
-    forward_at = np.where(step < warm_up, step, 2 * step - warm_up)
-    backward_at = np.where(step < count - warm_up, warm_up + 1 + 2 * step, count + step)
+    forward_at = np.maximum(step, 2 * step - warm_up)
+    backward_at = np.minimum(warm_up + 1 + 2 * step, count + step)
     return forward_at.astype(np.int32), backward_at.astype(np.int32)

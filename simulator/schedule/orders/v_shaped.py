@@ -93,8 +93,8 @@ class RankOrder:
             self.owed.append(side)
 
     def owed_weight(self) -> None:
-        if self.owed:
-            self.add(self.owed.popleft(), WEIGHT_GRAD)
+        """The weight gradient that was put off first."""
+        self.add(self.owed.popleft(), WEIGHT_GRAD)
 
     def pair(self, forward: int, backward: int) -> None:
         self.add(forward, FORWARD, paired=True)
@@ -170,9 +170,9 @@ def dualpipe_v(pp: int, micro_batches: int) -> Order:
         pp,
         2,
         micro_batches,
-        [np.array(run.actions, np.int32) for run in runs],
+        [np.array(run.actions) for run in runs],
         placement=folded_placement(pp),
-        paired=[np.array(run.paired, np.bool_) for run in runs],
+        paired=[np.array(run.paired) for run in runs],
     )
 
 

@@ -61,8 +61,9 @@ def test_pairs_are_two_tasks_of_which_the_first_says_so() -> None:
         ("", [("mine.csv", "holds no tasks", "")]),
         ("0F0,0B0\n,\t,\n", [("mine.csv:2", "this rank runs nothing", "Take its line out.")]),
         # Every cell and line that cannot be read; comments and empty lines count as lines.
-        ("#\n0F0,F0,0B0\n\n0G1,1F0,1B0\n",
-         [("mine.csv:2", "'F0' is not a task", CELL), ("mine.csv:4", "'0G1' is not a task", CELL)]),
+        ("#\n0F0,F0,0B0,F1\n\n0G1,1F0,1B0\n",
+         [("mine.csv:2", "'F0' is not a task", CELL), ("mine.csv:2", "'F1' is not a task", CELL),
+          ("mine.csv:4", "'0G1' is not a task", CELL)]),
         # A pair of which neither number can be is one fault.
         ("(1234567F0;0B12345678)OVERLAP_F_B\n",
          [("mine.csv:1", "'(1234567F0;0B12345678)OVERLAP_F_B' is not a task", CELL)]),

@@ -93,6 +93,18 @@ def test_every_problem_of_an_order_is_listed() -> None:
     ]
 
 
+def test_a_weight_gradient_may_be_the_first_task_and_the_only_one() -> None:
+    def alone(*tasks: tuple[int, int, int]) -> Order:
+        return build_order("own", 1, 1, 1, [np.array(tasks)], placement=loop_placement(1, 1))
+
+    assert said(alone((0, 0, W), (0, 0, F), (0, 0, B))) == [("", "W s0 m0 comes before its B on the same rank")]
+    assert said(alone((0, 0, W))) == [
+        ("", "F s0 m0 is missing"),
+        ("", "B s0 m0 is missing"),
+        ("", "W s0 m0 has no B (BW already holds the weight gradient)"),
+    ]
+
+
 def test_a_task_on_another_rank_is_named_with_its_home() -> None:
     columns = [np.array([(0, 0, F), (1, 0, F), (1, 0, BW)]), np.array([(0, 0, BW)])]
     assert said(build_order("own", 2, 1, 1, columns, placement=loop_placement(2, 1))) == [

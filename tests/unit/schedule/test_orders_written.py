@@ -10,7 +10,8 @@ from simulator.schedule.order import FORWARD, INPUT_GRAD, WEIGHT_GRAD
 from simulator.schedule.order_file import format_order
 from simulator.schedule.orders import v_shaped
 from simulator.schedule.orders.interleaved import chunk_table
-from simulator.schedule.orders.one_f_one_b import alternate
+from simulator.schedule.orders.one_f_one_b import alternate, warm_up_then_alternate
+from simulator.schedule.orders.zero_bubble import split_columns
 from simulator.schedule.wiring import Deadlock
 from simulator.spec.strategy import SCHEDULES
 
@@ -183,4 +184,7 @@ def test_positions_and_chunks_are_small_integers() -> None:
     assert (forward_at.tolist(), backward_at.tolist()) == ([0, 1, 2, 4, 6], [3, 5, 7, 8, 9])
     chunk, number = chunk_table(5, 2, 3)
     assert (chunk.tolist(), number.tolist()) == ([0, 0, 0, 1, 1, 1, 0, 0, 1, 1], [0, 1, 2, 0, 1, 2, 3, 4, 3, 4])
-    assert {part.dtype for part in (forward_at, backward_at, chunk, number)} == {np.dtype(np.int32)}
+    whole, split = warm_up_then_alternate(7, 2, 1), split_columns(0, 1, 1, 2, 2, (1, 0))
+    assert whole.tolist() == [[7, 0, 0], [7, 1, 0], [7, 0, 3], [7, 1, 3]]
+    assert split.tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 2], [0, 1, 1], [0, 1, 2]]
+    assert {part.dtype for part in (forward_at, backward_at, chunk, number, whole, split)} == {np.dtype(np.int32)}

@@ -31,7 +31,7 @@ def test_two_units_ahead_the_third_gather_waits_for_the_wire_alone() -> None:
     slow = Layers(forward_s=[8.0, 5.0, 7.0], backward_s=[1.0] * 3, gather_s=[2.0, 4.0, 6.0], reduce_s=[0.0] * 3)
     # One ahead: the third gather waits for unit 0 (10): 10 .. 16; units 2 .. 10, 10 .. 15, 16 .. 23. Backward 23 .. 24;
     # gather 1 waits for forward 2 (23): 23 .. 27, backward 27 .. 28; gather 0 27 .. 29, backward 29 .. 30.
-    assert fsdp_passes_s(slow, prefetch=1) == (30.0, 7.0)
+    assert fsdp_passes_s(slow, prefetch=1) == fsdp_passes_s(slow) == (30.0, 7.0)
     # Two ahead: the third gather runs 6 .. 12: units 2 .. 10, 10 .. 15, 15 .. 22. Gather 1 waits for forward 1 (15):
     # 15 .. 19, gather 0 for forward 2: 22 .. 24; backwards 22 .. 23, 23 .. 24, 24 .. 25.
     assert fsdp_passes_s(slow, prefetch=2) == (25.0, 2.0)
