@@ -38,10 +38,9 @@ class Curve:
             if self.alone or size_bytes <= 0:
                 return 0.0
             return float(min(candidate.time_s(float(size_bytes)) for candidate in self.candidates))
-        size = np.asarray(size_bytes, dtype=float)
-        place = nccl.correction_place(size) if any(c.corrected for c in self.candidates) else None
-        best = reduce(np.minimum, (candidate.time_s(size, place) for candidate in self.candidates))
-        return np.where(np.asarray(self.alone) | (size <= 0), 0.0, best)
+        place = nccl.correction_place(size_bytes) if any(c.corrected for c in self.candidates) else None
+        best = reduce(np.minimum, (candidate.time_s(size_bytes, place) for candidate in self.candidates))
+        return np.where(self.alone | (size_bytes <= 0), 0.0, best)
 
     def choice(self, size_bytes: float) -> str:
         """Name of the cheapest algorithm and protocol at one size (scalar groups)."""
@@ -226,12 +225,12 @@ def _explicit_time_s(cluster: Cluster, kind: str, size_bytes: Number, group: Gro
     _check_kind(kind)
     if algorithm not in (None, "ring", "pairwise"):
         raise InputError([f"{algorithm} is not run on a listed graph; {cluster.name} uses ring and pairwise."])
-    fields = np.broadcast_arrays(size_bytes, group.size, group.stride, group.blocks, group.block_stride)
+    cells = np.broadcast(size_bytes, group.size, group.stride, group.blocks, group.block_stride)
     times = [
         explicit_time_s(cluster, kind, float(size), Group(int(n), int(stride), int(blocks), int(apart)))
-        for size, n, stride, blocks, apart in zip(*(field.ravel() for field in fields), strict=True)
+        for size, n, stride, blocks, apart in cells
     ]
-    return times[0] if fields[0].ndim == 0 else np.array(times).reshape(fields[0].shape)
+    return np.array(times).reshape(cells.shape) if cells.shape else times[0]
 
 
 def _torus_time_s(
@@ -241,22 +240,21 @@ def _torus_time_s(
     _check_kind(kind)
     if algorithm not in (None, "torus"):
         raise InputError([f"{algorithm} is not run on a torus of direct links; {cluster.name} uses torus."])
-    load = np.asarray(size_bytes, dtype=float)
     over = spans(cluster, group, concurrent)
     part = torus.group_slice(cluster.tiers[0], Group(over.per_node, group.stride), concurrent)
-    inside = np.where(over.per_node > 1, torus.torus_time_s(kind, load, part), 0.0)
-    total = np.where(load <= 0, 0.0, inside + _between_slices_s(cluster, kind, load, over))
+    inside = np.where(over.per_node > 1, torus.torus_time_s(kind, size_bytes, part), 0.0)
+    total = np.where(size_bytes <= 0, 0.0, inside + _between_slices_s(cluster, kind, size_bytes, over))
     return float(total) if total.ndim == 0 else total
 
 
-def _between_slices_s(cluster: Cluster, kind: str, load: Number, over: Any) -> Number:
+def _between_slices_s(cluster: Cluster, kind: str, size_bytes: Number, over: Spans) -> Number:
     """The part of a collective that crosses slices: a ring over slices of each member's share; nothing within one."""
     latency: Number = 0.0
     for inner, tier in enumerate(cluster.tiers[1:]):
         latency = latency + (over.units[inner] - over.units[inner + 1]) * tier.latency_s
     passes = 2.0 if kind == "all_reduce" else 1.0
     share = 1.0 if kind in ("send", "broadcast", "reduce") else (over.nodes - 1) / over.nodes
-    return passes * (latency + share * load / over.up_bytes_per_s)
+    return passes * (latency + share * size_bytes / over.up_bytes_per_s)
 
 
 def _check_kind(kind: str) -> None:
