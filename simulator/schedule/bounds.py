@@ -60,7 +60,7 @@ def lower_bound_s(
     m = np.asarray(micro_batches)[..., None]
     bound = _work_bound(schedule, ways, m, pp, group_size)
     # A rank's port is as busy as its sends are long; a rank's last send is on the way back already.
-    held = m * _sending(ahead, back, pp) - back.max()
+    held = m * _sending(ahead, back, pp) - back.max(axis=-1, keepdims=True)
     work = m * (ways.forward + ways.backward).sum(axis=-2)
     opens, closes = ways.head[..., 0, :], ways.tail[..., 0, :]
     bound = np.maximum(bound, (opens + held + work * blocking + closes).max(axis=-1))
@@ -87,7 +87,7 @@ class _Ways:
 
 def _ways(forward: Floats, backward: Floats, ahead: Floats, back: Floats, pp: int, vp: int) -> _Ways:
     head, tail = _before(forward + ahead), _before(backward + back)
-    lead = np.broadcast_shapes(forward.shape, backward.shape, head.shape, tail.shape)[:-1]
+    lead = np.broadcast_shapes(head.shape, tail.shape)[:-1]
 
     def laid(values: Floats) -> Floats:
         return np.broadcast_to(values, (*lead, pp * vp)).reshape(*lead, vp, pp)
@@ -156,11 +156,10 @@ def _one_way(work: Floats, sends: Floats, m: npt.NDArray[Any]) -> Floats:
     step = work.reshape(*work.shape[:-2], stages) + sends
     head = _before(step)
     rest = step.sum(axis=-1, keepdims=True) - head - work.reshape(step.shape)
-    total = work.sum(axis=-2, keepdims=True)
-    later = total - _before_chunk(work) - work
+    # Of a rank's chunks the first few are done one after the other, whichever of them opens.
     opens = np.maximum.accumulate(head.reshape(work.shape) - _before_chunk(work) * m[..., None], axis=-2)
-    closes = rest.reshape(work.shape) - later * m[..., None]
-    found: Floats = (opens + m[..., None] * total + closes).max(axis=(-1, -2))
+    done = np.cumsum(work, axis=-2) * m[..., None]
+    found: Floats = (opens + done + rest.reshape(work.shape)).max(axis=(-1, -2))
     return found
 
 

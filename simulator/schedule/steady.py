@@ -42,7 +42,7 @@ def steady_zones(signature: Ints, reads: Ints) -> tuple[Zone, ...]:
     """Zones that repeat at least four times, in running order and disjoint.
 
     `signature` holds one number per node, equal where nodes do the same on the same rank with the same distance to
-    what they read; `reads` the node whose output each node reads, -1 for none.
+    what they read; `reads` the node whose output each node reads, less than 0 for none.
     """
     nodes = len(signature)
     zones: list[Zone] = []

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from simulator.errors import InputError, ShardwiseError
 from simulator.schedule.order import FORWARD, KINDS, WEIGHT_GRAD, Ints, Order, action_name
-from simulator.schedule.steady import LEAST_NODES, Zone, steady_zones
+from simulator.schedule.steady import Zone, steady_zones
 
 Places = npt.NDArray[np.intp]
 _WIRINGS: WeakKeyDictionary[Order, Wiring] = WeakKeyDictionary()
@@ -40,8 +40,6 @@ class Wiring:
     """Into [F of each stage, B, W, BW, zero, pairs]."""
     send_index: Places
     """Into [none, forward from each stage, backward from each stage]."""
-    task: Ints
-    """Task that a node runs or waits for."""
     task_node: Places
     """Node in which each task runs."""
     send_node: Places
@@ -80,36 +78,34 @@ def _build(order: Order) -> Wiring:
     count = 1 + opening.astype(np.int32) + first
     last = (np.cumsum(count) - 1).astype(np.int32)
     nodes = int(count.sum())
-    after = np.full(nodes, -1, np.int32)
+    after = np.full(nodes, -1)
     dependency = order.dependency
     needed = np.where(dependency >= 0, last[dependency], -1)
     single = ~first & ~second
     after[last[single]] = needed[single]
     after[last[first] - 1] = needed[first]
     after[last[first]] = needed[1:][first[:-1]]
-    opened = np.full(nodes, -1, np.int32)
-    opened[(last - count + 1)[opening]] = order.slot[opening]
-
     starts = np.concatenate([[0], last + 1])[order.rank_start]
     sequence = _topological(order, starts.tolist(), after.tolist(), last)
-    place = np.empty(nodes, np.int32)
-    place[sequence] = np.arange(nodes, dtype=np.int32)
-    base = 1 + order.slots
-    arrival = np.where(after >= 0, base + place[after], np.where(opened >= 0, 1 + opened, 0))[sequence]
+    place = np.empty(nodes, np.intp)
+    place[sequence] = np.arange(nodes)
+    arrival = np.full(nodes, 0)
+    arrival[(last - count + 1)[opening]] = 1 + order.slot[opening]
+    reads = after != -1
+    arrival[reads] = 1 + order.slots + place[after[reads]]
+    arrival = arrival[sequence]
     duration_index, pairs = _duration_index(order, nodes, last, first, second)
-    send_index = np.zeros(nodes, np.int32)
+    send_index = np.full(nodes, 0)
     send_index[last] = _send_index(order)
-    task = np.repeat(np.arange(tasks, dtype=np.int32), count)
-    running = np.where(second, np.concatenate([[0], last[:-1]]), last)
-    rank, duration_index, send_index = order.rank[task][sequence], duration_index[sequence], send_index[sequence]
+    rank = np.repeat(order.rank, count)[sequence]
+    duration_index, send_index = duration_index[sequence], send_index[sequence]
     return Wiring(
         rank=rank.tolist(),
         after=arrival.tolist(),
-        duration_index=duration_index.astype(np.intp),
-        send_index=send_index.astype(np.intp),
-        task=task[sequence],
-        task_node=place[running].astype(np.intp),
-        send_node=place[last].astype(np.intp),
+        duration_index=duration_index,
+        send_index=send_index,
+        task_node=place[last - second],
+        send_node=place[last],
         pairs=pairs,
         second=second,
         sends=send_index[place[last]] > 0,
@@ -117,16 +113,14 @@ def _build(order: Order) -> Wiring:
     )
 
 
-def _zones(order: Order, rank: Ints, arrival: Ints, duration_index: Ints, send_index: Ints) -> tuple[Zone, ...]:
-    """What repeats; a node that waits for a slot's parameters never does."""
-    nodes, base = len(rank), 1 + order.slots
-    if nodes < LEAST_NODES:
-        return ()
-    node = np.arange(nodes, dtype=np.int64)
-    back = np.where(arrival >= base, node + base - arrival, 0)
-    signature = (back * (1 + int(duration_index.max())) + duration_index) * (1 + int(send_index.max())) + send_index
-    signature = np.where((arrival > 0) & (arrival < base), -1 - node, signature * order.pp + rank)
-    return steady_zones(signature, np.where(arrival >= base, arrival - base, -1).astype(np.int64))
+def _zones(order: Order, rank: Ints, arrival: Places, duration_index: Places, send_index: Places) -> tuple[Zone, ...]:
+    """What repeats; a node that waits for a slot's parameters never does, as each slot has one."""
+    base = 1 + order.slots
+    # "Now", a slot's parameters, or so many nodes back.
+    source = np.where(arrival < base, arrival, 2 * base + np.arange(len(rank)) - arrival)
+    parts = (source, duration_index, send_index, rank)
+    signature = np.ravel_multi_index(parts, tuple(int(part.max()) + 1 for part in parts))
+    return steady_zones(signature, arrival - base)
 
 
 def _first_forward(order: Order) -> Ints:
@@ -138,30 +132,28 @@ def _first_forward(order: Order) -> Ints:
 
 def _duration_index(
     order: Order, nodes: int, last: Ints, first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]
-) -> tuple[Ints, npt.NDArray[np.int32]]:
-    stages = order.stages
-    zero = 4 * stages
-    index = np.full(nodes, zero, np.int32)
-    own = order.kind.astype(np.int32) * stages + order.stage
-    index[last] = np.where(second, zero, own)
+) -> tuple[Places, npt.NDArray[np.int32]]:
+    zero = 4 * order.stages
+    index = np.full(nodes, zero)
+    index[last] = np.where(second, zero, order.table_index)
     if not first.any():
         return index, np.zeros((0, 3), np.int32)
     later = np.flatnonzero(first) + 1
     combined = np.stack([order.stage[later - 1], order.stage[later], order.kind[later]], axis=1)
     pairs, which = np.unique(combined, axis=0, return_inverse=True)
-    index[last[first]] = zero + 1 + which.reshape(-1)
+    index[last[first]] = zero + 1 + which.ravel()
     return index, pairs.astype(np.int32)
 
 
-def _send_index(order: Order) -> Ints:
+def _send_index(order: Order) -> Places:
     """0 where an output stays on its rank, else 1 + stage (activations) or 1 + stages + stage (gradients)."""
     forward = order.kind == FORWARD
     goal = np.where(forward, order.following[order.slot], order.previous[order.slot])
     leaves = (goal >= 0) & (order.slot_rank[goal] != order.rank) & (order.kind != WEIGHT_GRAD)
-    return np.where(leaves, 1 + order.stage + np.where(forward, 0, order.stages), 0).astype(np.int32)
+    return np.where(leaves, 1 + order.stage + np.where(forward, 0, order.stages), 0)
 
 
-def _topological(order: Order, starts: list[int], after: list[int], last: Ints) -> Ints:
+def _topological(order: Order, starts: list[int], after: list[int], last: Ints) -> Places:
     """Nodes by level, the longest chain of nodes that leads to them, then by rank."""
     nodes = len(after)
     level = [0] * (nodes + 1)  # The last entry stands for nodes that read nothing.
@@ -175,19 +167,19 @@ def _topological(order: Order, starts: list[int], after: list[int], last: Ints) 
         while node < end:
             need = after[node]
             before = level[need]
-            if need >= 0 and not before:
+            if need != -1 and not before:
                 waiter[need] = rank
                 break
             depth = (before if before > depth else depth) + 1  # noqa: FURB136 (max() takes a third of the time)
             level[node] = depth
             waiting = waiter[node]
-            if waiting >= 0:
+            if waiting != -1:
                 ready.append(waiting)
             node += 1
         pointer[rank], reached[rank] = node, depth
     if pointer != stop:
         raise _deadlock(order, pointer, stop, last)
-    return np.argsort(np.array(level[:-1], np.int32), kind="stable").astype(np.int32)
+    return np.argsort(level[:-1], kind="stable")
 
 
 def _deadlock(order: Order, pointer: list[int], stop: list[int], last: Ints) -> ShardwiseError:

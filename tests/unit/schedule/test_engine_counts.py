@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from simulator.errors import InputError
-from simulator.schedule.engine import Durations, Transfers, simulate
+from simulator.schedule.engine import Durations, Transfers, per_stage, simulate
 from simulator.schedule.make import make_order
 from tests.unit.schedule.paired import FOLDED, pair_of
 
@@ -122,6 +122,19 @@ def test_seconds_of_too_many_stages_are_named(name: str) -> None:
     with pytest.raises(InputError) as refused:
         simulate(make_order("dualpipev", pp=2, vp=2, micro_batches=4, paired=True), Durations(**given))
     assert str(refused.value) == f"{name} has shape (5,), but the order needs (4,)"
+
+
+@pytest.mark.parametrize("name", ["forward_comm_s", "backward_comm_s"])
+def test_communication_of_too_many_stages_is_named_where_nothing_is_paired(name: str) -> None:
+    given: dict[str, Any] = {"forward_s": 1.0, "input_grad_s": 1.0, name: [1.0] * 5}
+    with pytest.raises(InputError) as refused:
+        simulate(make_order("1f1b", pp=2, micro_batches=4), Durations(**given))
+    assert str(refused.value) == f"{name} has shape (5,), but the order needs (2,)"
+
+
+def test_whole_seconds_are_floats_as_well() -> None:
+    assert per_stage([1, 2], 2, "seconds").dtype == per_stage(3, 2, "seconds").dtype == np.float64
+    assert per_stage(3, 2, "seconds").tolist() == [3, 3]
 
 
 @pytest.mark.parametrize("name", ["forward_s", "backward_s", "latency_s"])

@@ -29,7 +29,7 @@ class Slices(list[int]):
 
 def _graph(rank: list[int], after: list[int], *zones: Zone) -> Wiring:
     empty: Any = np.zeros(0, np.int32)
-    return Wiring(rank=rank, after=Slices(after), duration_index=empty, send_index=empty, task=empty, task_node=empty,
+    return Wiring(rank=rank, after=Slices(after), duration_index=empty, send_index=empty, task_node=empty,
                   send_node=empty, pairs=empty, second=empty, sends=empty, zones=zones)  # fmt: skip
 
 

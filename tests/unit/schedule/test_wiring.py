@@ -42,7 +42,6 @@ def test_a_pair_between_two_ranks_node_by_node() -> None:
     assert graph.duration_index.tolist() == [8, 8, 0, 8, 1, 7, 9, 8, 1, 7, 6]
     # Of [none, F from 0, F from 1, B from 0, B from 1].
     assert graph.send_index.tolist() == [0, 0, 1, 0, 0, 4, 1, 0, 0, 4, 0]
-    assert graph.task.tolist() == [0, 4, 0, 1, 4, 5, 1, 2, 6, 7, 3]
     assert graph.task_node.tolist() == [2, 6, 6, 10, 4, 5, 8, 9]
     assert graph.send_node.tolist() == [2, 6, 7, 10, 4, 5, 8, 9]
     assert graph.pairs.tolist() == [[0, 0, 3]]
@@ -58,8 +57,8 @@ def test_kinds_of_pairs_are_counted_once() -> None:
     assert graph.pairs.tolist() == [[0, 1, 3], [1, 0, 1]]
     mine = np.array(graph.rank) == 0
     # Parameters of slot 0, F s0, parameters of slot 1, F s1; wait, pair, gradient; the same; W, B, BW, W.
-    assert graph.task[mine].tolist() == [0, 0, 1, 1, 2, 2, 3, 4, 4, 5, 6, 7, 8, 9]
     assert graph.duration_index[mine].tolist() == [8, 0, 8, 1, 8, 9, 8, 8, 10, 8, 4, 3, 6, 5]
+    assert wiring(make_order("1f1b", pp=1, micro_batches=1)).pairs.shape == (0, 3)
     assert not graph.send_index.any()
     assert not graph.sends.any()
     twice = make_order("dualpipe", pp=2, micro_batches=8)
@@ -76,7 +75,7 @@ CIRCLE = "kinds are F, B, W, BW: the ranks wait for each other in a circle"
     ("columns", "pairs", "lines"),
     [
         # The pair's backward waits for BW1 m0, which is behind F1 m1, which reads the pair's forward.
-        ([[(0, 0, 0), (0, 1, 0), (0, 0, 3), (0, 1, 3)], [(1, 1, 0), (1, 1, 3), (1, 0, 0), (1, 0, 3)]], [[1], []],
+        ([[(0, 0, 0), (0, 1, 0), (0, 0, 3), (0, 1, 3)], [(1, 1, 0), (1, 0, 0), (1, 0, 3), (1, 1, 3)]], [[1], []],
          ["rank 0 stands before F s0 m1 and waits for BW s1 m0 of rank 1",
           "rank 1 stands before F s1 m1 and waits for F s0 m1 of rank 0"]),
         # The pair's forward waits for F0 m1, which is behind BW0 m0, which reads the pair's backward.
