@@ -215,7 +215,7 @@ def _runs(held: list[Segment]) -> tuple[tuple[Segment, int], ...]:
 def tied_copy(embedding: Segment) -> Segment:
     """The last stage's copy of a tied table: memory and gradient traffic, no work of its own."""
     table = embedding.operations[0].weights[0]
-    copy = Weight(name="head.tied_copy", elements=table.elements, sharing=table.sharing)
+    copy = Weight(name="head.tied_copy", elements=table.elements)
     operation = Operation(name="head.tied_copy", weights=(copy,))
     return Segment(name="head.tied_copy", operations=(operation,), input_bytes=0.0, recomputable=False)
 
@@ -226,14 +226,10 @@ def boundary_bytes(
     """Bytes each stage sends on. A stage with decoder layers also passes the encoder's output along, one that ends with
     the encoder sends nothing else (Megatron-LM megatron/core/pipeline_parallel/schedules.py get_tensor_shapes).
     """
-    encoder_layers = model.stacks[0].layers if len(model.stacks) > 1 else 0
+    each = [shard.split_tokens * model.hidden * kernels.element_bytes for shard in shards]
     passed, result = 0, []
     for layers in split:
         passed += layers
-        first = shards[0].split_tokens * model.hidden * kernels.element_bytes
-        if not encoder_layers or passed <= encoder_layers:
-            result.append(first)
-        else:
-            result.append(first + shards[1].split_tokens * model.hidden * kernels.element_bytes)
+        result.append(each[0] if passed <= model.stacks[0].layers else each[0] + each[1])
     result[-1] = 0.0
     return result

@@ -257,15 +257,13 @@ def _shown_of_experts(timed: list[Timed]) -> Number:
     (Megatron-LM megatron/core/pipeline_parallel/combined_1f1b.py, overlap_moe_expert_parallel_comm; DeepSeek-V3 report
     sec. 3.2.1): one second of compute covers one exchange.
     """
-    sent_s = sum(
-        (seconds for entry in timed for phase in PHASES for work, seconds in entry.phases[phase]
-         if isinstance(work, Collective) and work.hides == "experts"),
-        start=0.0,
+    sent_s: Number = sum(
+        seconds for entry in timed for phase in PHASES for work, seconds in entry.phases[phase]
+        if isinstance(work, Collective) and work.hides == "experts"
     )  # fmt: skip
     shown_s = exposed_s(sent_s, _compute_s(entry.phases[phase] for entry in timed for phase in PHASES))
-    if isinstance(sent_s, np.ndarray):
-        return np.divide(shown_s, sent_s, out=np.zeros_like(sent_s), where=sent_s > 0)
-    return shown_s / sent_s if sent_s else 0.0
+    # Where nothing is sent nothing is shown: 0 / 1.
+    return shown_s / (sent_s + (sent_s == 0))
 
 
 def _phase(timed: list[Timed], phase: str, shown_of_experts: Number) -> PhaseTime:
@@ -326,9 +324,7 @@ def _has_gemm(entry: Timed) -> bool:
 
 
 def _compute_s(phases: Iterable[list[tuple[Work, Any]]]) -> Any:
-    return sum(
-        (seconds for phase in phases for work, seconds in phase if not isinstance(work, Collective)), start=0.0
-    )
+    return sum(seconds for phase in phases for work, seconds in phase if not isinstance(work, Collective))
 
 
 def _launches(work: Work) -> Number:

@@ -34,10 +34,13 @@ def test_legal_strategies_are_let_through() -> None:
             Strategy(pp=2, dp=4, layers_per_stage=(6, 0)), Strategy(dp=8, recompute="modules",
             recompute_modules=("mlp",)),
             Strategy(dp=8, shard_group=4), Strategy(pp=2, dp=4, recompute="full", recompute_layers=(1, 2)),
-            Strategy(tp=2, cp=2, dp=2, context_kind="ulysses")]  # fmt: skip
+            Strategy(tp=2, cp=2, dp=2, context_kind="ulysses"),
+            Strategy(dp=8, context_kind="ulysses")]  # fmt: skip
     assert [_said(strategy) for strategy in edge] == [[]] * len(edge)
     assert _said(Strategy(dp=8, ep=2, etp=2), model=MIXED) == []
     assert _said(Strategy(tp=8, dp=1), model=MIXED) == []
+    for attention in ("", "fused", "unfused"):
+        assert _said(BASE, run=replace(RUN, attention=attention)) == []
 
 
 @pytest.mark.parametrize(
@@ -79,6 +82,8 @@ def test_unknown_words_get_the_nearest_known_one(field: str, run: bool, word: st
          "dp = 2 would use 6."),
         ({"pp": 2, "tp": 6, "dp": 1}, "dp",
          "tp(6) * cp(1) * pp(2) * dp(1) = 12, but dgx-test has 1 nodes * 8 = 8 devices.", ""),
+        ({"cp": 2, "pp": 2, "dp": 3}, "dp",
+         "tp(1) * cp(2) * pp(2) * dp(3) = 12, but dgx-test has 1 nodes * 8 = 8 devices.", "dp = 2 would use 8."),
         ({"micro_batch": 3}, "global_batch", "global_batch(64) % (dp(8) * micro_batch(3)) = 16, not 0.",
          "The nearest batch is 72."),
         ({"micro_batch": 24}, "global_batch", "global_batch(64) % (dp(8) * micro_batch(24)) = 64, not 0.",
@@ -159,6 +164,10 @@ def test_heads_feed_forwards_and_recurrent_layers_bound_tp() -> None:
         DENSE, stacks=(StackSpec(role="decoder", runs=((replace(layer, attention=AttentionSpec(
             heads=12, kv_heads=12, head_dim=4, value_head_dim=4)), 6),)),))) == [
         ("cp", "ulysses: cp(4) does not divide the 6 heads of a tp rank.", "")]  # fmt: skip
+    # 12 heads over 4 tensor ranks are 3 each; over 5, which is refused anyway, 2 and no part of one.
+    assert _said(Strategy(tp=4, cp=2, dp=1, context_kind="ulysses")) == [
+        ("cp", "ulysses: cp(2) does not divide the 3 heads of a tp rank.", "")]  # fmt: skip
+    assert "cp" not in [where for where, _, _ in _said(Strategy(tp=5, cp=2, context_kind="ulysses"))]
     lstm = replace(DENSE, stacks=(StackSpec(role="decoder", runs=((LayerSpec(lstm=LstmSpec(hidden=8)), 6),)),))
     assert _said(Strategy(tp=2, dp=4), model=lstm) == [
         ("tp", "tensor parallelism of LSTM layers is not modelled.", "Use tp = 1.")]  # fmt: skip
@@ -178,4 +187,7 @@ def test_experts_bound_ep_and_etp() -> None:
         ("etp", "etp(8) does not divide the expert size(60).", "6 would.")]  # fmt: skip
     assert _said(Strategy(dp=8, ep=3, etp=2), model=MIXED) == [
         ("ep", "folding: tp(1) * cp(1) * dp(8) = 8 is not a multiple of ep(3) * etp(2) = 6.", "ep * etp = 4 would be.")]
+    assert _said(Strategy(dp=8, ep=6, etp=6), model=MIXED) == [
+        ("ep", "folding: tp(1) * cp(1) * dp(8) = 8 is not a multiple of ep(6) * etp(6) = 36.", "ep * etp = 8 would be.")
+    ]
     assert _said(Strategy(tp=2, cp=2, dp=2, ep=2, etp=4), model=MIXED) == []

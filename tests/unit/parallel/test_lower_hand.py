@@ -106,6 +106,7 @@ def test_layers_are_dealt_out_in_order_and_equal_ones_share_a_segment() -> None:
     assert [stage.index for stage in program.stages] == [0, 1, 2]
     assert [segment.name for segment in program.segments] == ["decoder.layer0", "decoder.layer1", "decoder.final_norm"]
     assert (program.micro_batches, program.shard.seq_len) == (8, 48)
+    assert program.kernels == kernels_of(model, RUN, PLAIN, Strategy())
     # 2 sequences of 48 tokens of 32 x 2 bytes cross a border; the last stage sends nothing.
     assert [stage.boundary_bytes for stage in program.stages] == [6144, 6144, 0]
     copy = program.stages[-1].parts[-1][0]
@@ -129,6 +130,8 @@ def test_two_stacks_keep_their_own_final_norm_and_pass_the_encoder_s_output_alon
     assert _names(program.stages[2]) == [("decoder.layer0", 1)]
     encoder, decoder = 48 * 32 * 2, 20 * 32 * 2
     assert [stage.boundary_bytes for stage in program.stages] == [encoder, encoder, encoder + decoder, 0]
+    deep = replace(_model((_layer(60), 1), encoder=3), target_seq_len=20)
+    assert [stage.boundary_bytes for stage in lower(deep, RUN, Strategy(pp=4), PLAIN).stages] == [encoder] * 3 + [0]
     pieces = pieces_of(model, RUN, Strategy(), PLAIN)
     assert (pieces.layers, pieces.tied, len(pieces.units)) == (4, True, 6)
     assert [segment.name for segment in pieces.distinct] == [

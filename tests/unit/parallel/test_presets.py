@@ -16,7 +16,7 @@ from simulator.catalog import load_cluster, load_model
 from simulator.cli.app import app
 from simulator.errors import InputError
 from simulator.estimate import estimate
-from simulator.parallel.presets import PRESETS, core_shares, describe, preset
+from simulator.parallel.presets import PRESETS, CoreShare, core_shares, describe, preset
 from simulator.report.plot_switch import KINDS, tokens_of, weights_of
 from simulator.result import Estimate
 from simulator.spec.run import Run
@@ -131,6 +131,12 @@ def test_ways_follow_the_model_and_the_devices() -> None:
     assert preset("model+data", DENSE, 32, model_ways=8) == Strategy(tp=8, dp=4, sequence_parallel=False)
     # Twelve heads: of the divisors of 64 up to 8, four is the largest that splits them.
     assert preset("model+data", load_model("t5-base-switch-baseline"), 64).tp == 4
+
+
+def test_two_experts_are_two_matrices() -> None:
+    """On two data ways a core each, with tokens of its own."""
+    assert core_shares(Strategy(dp=2, ep=2)) == (CoreShare(0, 0, 1, 0), CoreShare(1, 0, 1, 1))
+    assert preset("data", DENSE, 4, micro_batch=3) == Strategy(dp=4, micro_batch=3, sequence_parallel=False)
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -251,10 +251,17 @@ def test_exchanges_of_experts_share_all_compute_of_both_passes(mega_bytes: float
         assert phase.parts["ep"] == pytest.approx(shown / 2, rel=1e-12)
         assert phase.hidden["ep"] == pytest.approx((total - shown) / 2, rel=1e-12)
     assert found.forward.parts["tp"] == pytest.approx(_s(_sum("all_reduce", 8)), rel=1e-12)
+    # So do those that run again, and those of weight gradients.
+    again = _times(replace(moe, weight_grad=(exchange,)), combine, other, policy=Policy(full=True))
+    total, cover = 5 * _s(exchange), 2 * _s(BIG) + _s(EXPERTS) + _s(PASS)
+    shown = max(total - cover, 0.15 * total)
+    assert again.weight_grad.parts["ep"] == pytest.approx(shown / 5, rel=1e-12)
+    assert again.recompute.parts["ep"] == pytest.approx(2 * shown / 5, rel=1e-12)
     # A column of strategies: where nothing is sent, nothing shows.
     column = Collective(kind="all_to_all", axis="ep", bytes=np.array([0.0, mega_bytes * 1e6]), hides="experts")
     many = _times(other, replace(moe, forward=(column, EXPERTS), input_grad=(column,)))
     alone = _times(other, replace(moe, forward=(exchange, EXPERTS), input_grad=(exchange,)))
+    assert many.forward.parts["ep"][0] == 0
     assert many.forward.parts["ep"][1] == pytest.approx(alone.forward.parts["ep"], rel=1e-12)
 
 
@@ -295,3 +302,28 @@ def test_matrix_kernels_pay_the_power_limit_and_others_do_not() -> None:
         [slowdown * seconds for seconds in expected], rel=1e-12)  # fmt: skip
     others = work_times_s([PASS, ROWS], dgx(4, warm), GROUPS)
     assert [found["pointwise"], found["lookup"]] == pytest.approx([float(each) for each in others], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("factor", "provenance", "held"),
+    [(1.05, "inherited", True), (0.0, "inherited", False), (1.05, "measured", False), (0.0, "measured", False)],
+)
+def test_products_measured_on_the_device_itself_hold_its_own_limit(factor: float, provenance: str, held: bool) -> None:
+    """A sibling's constants scaled by its own large products pay what the measured device pays, and no more."""
+    fitted = load_device("a100-sxm-80gb")
+    limits = {"tdp_watts": 200.0, "units": 72, "clock_factor": 1.1}
+    warm = replace(a100(), products_factor=factor, kernels=replace(fitted.kernels, provenance=provenance), **limits)
+    own = None if held else PowerLimit(200.0, 72, 1.1)
+    slowdown = sustained_slowdown(fitted.kernels.constants["gemm.bf16"], own, MEASURED_LIMITS["ampere"])
+    segment = Segment(name="s", operations=(Operation(name="a", forward=(BIG,)),), input_bytes=1.0)
+    found = segment_times([segment], PLAIN, dgx(4, warm), GROUPS)["s"].forward.parts["gemm"]
+    (cold,) = work_times_s([BIG], dgx(4, replace(warm, kernels=warm.kernels.cold())), GROUPS)
+    assert found == pytest.approx(slowdown * float(cold), rel=1e-12)
+
+
+def test_older_attention_kernels_are_slower_by_generation() -> None:
+    """FlashAttention-2 is what ran on A100s, and 1.75 times as slow as what was measured on H100s."""
+    for generation, slowdown in (("ampere", 1.0), ("hopper", 1.75)):
+        cluster = dgx(4, replace(COLD, generation=generation))
+        library, older = work_times_s([CORE, replace(CORE, kernel="flash2")], cluster, GROUPS)
+        assert float(older) == pytest.approx(slowdown * float(library), rel=1e-12)
