@@ -71,7 +71,7 @@ def attention_time_s(
         causal=causal, window=window,
     )  # fmt: skip
     c = _sum(kernels, family, dtype)
-    return sum(c[name] * np.asarray(value, dtype=float) for name, value in terms.items())
+    return sum(c[name] * value for name, value in terms.items())
 
 
 def attention_terms(
@@ -123,14 +123,14 @@ def collective_time_s(cluster: Cluster, kind: str, size_bytes: Number, group: Gr
         raise InputError([Problem(f"{kind} was not measured on {cluster.name}.", "", hint)])
     by_ranks = cluster.curves[kind]
     counts = sorted(by_ranks)
-    size, load = np.broadcast_arrays(np.asarray(group.size, dtype=float), np.asarray(size_bytes, dtype=float))
+    size, load = np.broadcast_arrays(np.asarray(group.size, dtype=float), size_bytes)
     if size.size and size.max() > counts[-1]:
         message = f"{int(size.max())} ranks, but {cluster.name} was calibrated with at most {counts[-1]}."
         raise InputError([Problem(message, "", "Run `shardwise calibrate --ranks` with more.")])
     times = np.stack([np.asarray(curve_s(by_ranks[count], load)) for count in counts])
     result = times[0]
     for index, (low, high) in enumerate(pairwise(counts)):
-        share = np.clip((size - low) / (high - low), 0.0, 1.0)
+        share = (size - low) / (high - low)
         result = np.where(size > low, times[index] + share * (times[index + 1] - times[index]), result)
     result = np.where((size <= 1) | (load <= 0), 0.0, result)
     return float(result) if result.ndim == 0 else result

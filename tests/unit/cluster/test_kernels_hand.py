@@ -200,7 +200,7 @@ def test_peaks_and_constants_of_a_dtype() -> None:
     dtypes = ("bf16", "fp16", "fp8", "mxfp8", "fp32", "tf32", "nvfp4")
     found = [constants_for(device, "gemm", dtype)["a"] for dtype in dtypes]
     assert found == [1, 1, 2, 2, 3, 1, 1]
-    assert [constants_for(device, "attention", dtype)["a"] for dtype in ("fp8", "fp64")] == [4, 4]
+    assert [constants_for(device, "attention", dtype)["a"] for dtype in ("fp8", "mxfp8", "fp64")] == [4, 4, 4]
     assert [peak_flops_per_s(device, dtype) for dtype in ("bf16", "fp8", "mxfp8")] == [1000, 2000, 2000]
     for dtype in ("fp64", "fp16"):
         with pytest.raises(InputError) as refused:

@@ -39,7 +39,9 @@ def test_a_product_is_a_call_and_four_terms() -> None:
     """2 x 3 x 5: 30 of mnk, 10 of mk, 15 of kn, 6 of mn."""
     assert gemm_time_s(DEVICE, "fp32", 2, 3, 5) == 1000 + 30 + 100 + 1500 + 3
     assert gemm_time_s(DEVICE, "fp32", 2, 3, 5, 4) == 2000 + 4 * (60 + 200 + 3000 + 1.5)
-    assert gemm_time_s(DEVICE, "fp32", 2, 3, 5, np.array([1, 4])).tolist() == [2633, 2000 + 4 * 3261.5]
+    column = gemm_time_s(DEVICE, "fp32", 2, 3, 5, np.array([1, 2, 4]))
+    assert column.tolist() == [2633, 2000 + 2 * 3261.5, 2000 + 4 * 3261.5]
+    assert measured.gemm_time_s(OWN, "fp32", 2, 3, 5) == 2633
     assert measured.product_terms(2, 3, 5) == {"call_s": 1, "mnk_s": 30, "mk_s": 10, "kn_s": 15, "mn_s": 6}
     assert measured.product_terms(2, 3, 5, 4) == {"call_s": 1, "mnk_s": 120, "mk_s": 40, "kn_s": 60, "mn_s": 24}
 
