@@ -60,7 +60,7 @@ def step_time_s(
     if schedule == "chimera":
         _need(schedule, f <= b + w, "F <= B + W")
         return np.asarray(work + np.maximum(p - 2, 0) * (f + m / p * (b + w - f)))
-    equal = np.isclose(f, b, rtol=1e-12) & np.isclose(f, w, rtol=1e-12)
+    equal = np.isclose(f, b, rtol=1e-12, atol=0.0) & np.isclose(f, w, rtol=1e-12, atol=0.0)
     if schedule == "zb-h1":
         _need(schedule, equal | (m >= p), "F = B = W when there are fewer micro-batches than ranks")
         usual = (p - 1) * np.maximum(np.maximum(f, b), f + b - w)
@@ -83,7 +83,7 @@ def _bubble_slots(schedule: str, p: Number, m: Number) -> Number:
         case "v-min":
             return 4 * p - 5
         case "dualpipe":
-            return 2 * (p // 2 - 1)
+            return p - 2
         case _:
             return 2 * (p - 1)
 

@@ -93,6 +93,21 @@ def test_cases_without_a_closed_form_are_refused(
         step_time_s(schedule, forward_s=f, input_grad_s=b, weight_grad_s=w, pp=pp, micro_batches=micro_batches)
 
 
+@pytest.mark.parametrize("seconds", [(1.0, 1.0 + 1e-9, 1.0), (1.0, 1.0, 1.0 + 1e-9)])
+def test_nearly_equal_is_not_equal_but_rounding_is(seconds: tuple[float, float, float]) -> None:
+    f, b, w = seconds
+    with pytest.raises(InputError, match="F = B = W"):
+        step_time_s("zbv", forward_s=f, input_grad_s=b, weight_grad_s=w, pp=4, micro_batches=16, vp=2)
+    tenths = {"forward_s": 0.3, "input_grad_s": 0.1 + 0.2, "weight_grad_s": 0.3}
+    assert step_time_s("zbv", pp=4, micro_batches=16, vp=2, **tenths) == pytest.approx(0.3 * (16 * 2 * 3 + 3))
+
+
+def test_a_rank_has_one_stage_unless_said_otherwise() -> None:
+    """No more than all micro-batches: 2 of one stage, 4 of two."""
+    assert peak_in_flight("1f1b", pp=8, micro_batches=2, rank=0) == 2
+    assert peak_in_flight("interleaved", pp=2, micro_batches=2, rank=0, vp=2) == 4
+
+
 def test_cases_at_the_edge_have_a_closed_form() -> None:
     edge = {"forward_s": 3.0, "input_grad_s": 2.0, "weight_grad_s": 1.0, "pp": 4}
     assert step_time_s("chimera", micro_batches=4, **edge) == 4 * 6 + 2 * 3

@@ -62,8 +62,9 @@ def test_graphs_launch_experts_alone_and_slow_hosts_launch_slower() -> None:
     assert np.asarray(graphs.forward_host_s).tolist() == [5]
     assert np.asarray(graphs.input_grad_host_s).tolist() == [30]
     assert np.asarray(graphs.weight_grad_host_s).tolist() == [15]
-    none = durations_of([ONE], _setting(Strategy(), replace(PLAIN, cuda_graphs=True, launch_s=5.0,
-    graphs_experts=True)))
+    none = durations_of(
+        [ONE], _setting(Strategy(), replace(PLAIN, cuda_graphs=True, launch_s=5.0, graphs_experts=True))
+    )
     assert np.asarray(none.forward_host_s).tolist() == [0]
     eager = durations_of([ONE], _setting(Strategy(), replace(PLAIN, graphs_experts=True)))
     assert np.asarray(eager.forward_host_s).tolist() == [5]
@@ -77,6 +78,18 @@ def test_a_host_that_always_runs_ahead_is_left_out() -> None:
     assert np.asarray(found.forward_host_s).tolist() == np.asarray(found.weight_grad_host_s).tolist() == [0]
     late = durations_of([ONE], _setting(Strategy(), replace(PLAIN, launch_s=0.176)))
     assert np.asarray(late.forward_host_s).tolist() == [pytest.approx(1.76)]
+
+
+def test_a_host_as_slow_as_the_device_is_left_out_and_one_that_replays_all_launches_nothing() -> None:
+    """10 launches of 1/8 s beside 1.25 s in every phase; replayed, none beside 1/4 s of one and 4 s of another."""
+    phase = _phase(1.25, 10)
+    equal = StageCost(forward=phase, input_grad=phase, weight_grad=phase, recompute=_phase(0.0, 0))
+    found = durations_of([equal], _setting(Strategy(), replace(PLAIN, launch_s=0.125)))
+    assert np.asarray(found.forward_host_s).tolist() == np.asarray(found.input_grad_host_s).tolist() == [0]
+    short = StageCost(forward=_phase(0.25, 10), input_grad=_phase(4.0, 10), weight_grad=phase, recompute=phase)
+    replayed = durations_of([short], _setting(Strategy(), replace(PLAIN, cuda_graphs=True, graphs_experts=True)))
+    for name in ("forward_host_s", "input_grad_host_s", "weight_grad_host_s"):
+        assert np.asarray(getattr(replayed, name)).tolist() == [0]
 
 
 @pytest.mark.parametrize(("schedule", "overlap", "blocks"), [("1f1b", True, True), ("gpipe", True, True),
@@ -93,8 +106,9 @@ def test_plain_schedules_wait_for_their_sends(schedule: str, overlap: bool, bloc
 
 def _program(*boundaries: float) -> Program:
     stages = tuple(Stage(index=i, parts=(), boundary_bytes=moved) for i, moved in enumerate(boundaries))
-    return Program(stages=stages, segments=(), kernels=kernels(), shard=Shard(micro_batch=1, seq_len=1),
-    micro_batches=8)
+    return Program(
+        stages=stages, segments=(), kernels=kernels(), shard=Shard(micro_batch=1, seq_len=1), micro_batches=8
+    )
 
 
 def test_sends_carry_an_activation_or_its_share_and_a_gather() -> None:
@@ -105,8 +119,13 @@ def test_sends_carry_an_activation_or_its_share_and_a_gather() -> None:
     found = transfers_of(program, _setting(strategy))
     assert list(found.forward_s) == list(found.backward_s) == pytest.approx(whole)
     split = transfers_of(program, _setting(replace(strategy, sequence_parallel=False)))
-    shares = [float(collective_time_s(CLUSTER, "send", moved / 4, groups["pp"])
-                    + collective_time_s(CLUSTER, "all_gather", moved, Group(4))) for moved in (64e6, 16e6)]
+    shares = [
+        float(
+            collective_time_s(CLUSTER, "send", moved / 4, groups["pp"])
+            + collective_time_s(CLUSTER, "all_gather", moved, Group(4))
+        )
+        for moved in (64e6, 16e6)
+    ]
     assert list(split.forward_s) == list(split.backward_s) == pytest.approx(shares)
     kept = transfers_of(program, _setting(replace(strategy, sequence_parallel=False),
                                           replace(PLAIN, scatter_gather_p2p=False)))  # fmt: skip
@@ -119,8 +138,10 @@ def test_sends_and_gathers_run_on_the_links_that_their_groups_feel() -> None:
     strategy = Strategy(tp=4, pp=2, dp=4)
     groups = groups_of(CLUSTER, strategy)
     slow = replace(CLUSTER, tiers=tuple(replace(tier, bandwidth_bytes_per_s=1e9) for tier in CLUSTER.tiers))
-    sends, gathers = (float(collective_time_s(cluster, "send", 16e6, groups["pp"])) for cluster in (CLUSTER, slow)), (
-        float(collective_time_s(cluster, "all_gather", 64e6, Group(4))) for cluster in (CLUSTER, slow))
+    sends, gathers = (
+        (float(collective_time_s(cluster, "send", 16e6, groups["pp"])) for cluster in (CLUSTER, slow)),
+        (float(collective_time_s(cluster, "all_gather", 64e6, Group(4))) for cluster in (CLUSTER, slow)),
+    )
     (send, slow_send), (gather, slow_gather) = tuple(sends), tuple(gathers)
     assert send_s(64e6, _setting(strategy, links={"pp": slow}), split=True) == pytest.approx(slow_send + gather)
     assert send_s(64e6, _setting(strategy, links={"tp": slow}), split=True) == pytest.approx(send + slow_gather)
