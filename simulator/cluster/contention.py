@@ -120,7 +120,7 @@ def ring_flows(cluster: Cluster, groups: Sequence[Sequence[int]]) -> Flows:
         if len(units) == 1:
             continue
         blocks = list(units.values())
-        for here, there in zip(blocks, blocks[1:] + blocks[:1], strict=True):
+        for here, there in pairwise([*blocks, blocks[0]]):
             channels = min(len(here), len(there))
             source += here[:channels]
             target += there[:channels]
@@ -148,7 +148,7 @@ def hop_rates(cluster: Cluster, groups: Sequence[Sequence[int]]) -> Floats:
     pairs = [(a, b, i) for i, ranks in enumerate(groups) for a, b in pairwise(ranks)]
     if not pairs:
         return rates
-    source, target, group = (np.array(column, dtype=np.int64) for column in zip(*pairs, strict=True))
+    source, target, group = np.array(pairs).T
     links = links_of(cluster)
     each = max_min_rates(*links.route(source, target), links.capacity, len(source))
     np.minimum.at(rates, group, each)
@@ -160,7 +160,7 @@ def exchange_s_per_byte(cluster: Cluster, groups: Sequence[Sequence[int]]) -> fl
     worst = 0.0
     of = np.concatenate([np.full(len(ranks), i) for i, ranks in enumerate(groups)])
     device = np.concatenate([np.asarray(ranks) for ranks in groups])
-    n = np.array([len(ranks) for ranks in groups], dtype=float)
+    n = np.array([len(ranks) for ranks in groups])
     for below, tier in pairwise(cluster.tiers):
         unit = device // below.size
         _, place, here = np.unique(np.stack([of, unit]), axis=1, return_inverse=True, return_counts=True)

@@ -62,6 +62,8 @@ def test_flows_that_are_held_alike_are_fixed_alike() -> None:
     assert rates(uses, [third, 0.3], 3) == pytest.approx([0.15, 0.15, 0.15], rel=1e-9)
     whole = max_min_rates(np.array([0, 1, 1]), np.array([0, 0, 1]), np.array([10.0, 3.0]), 2)
     assert whole.tolist() == [7.0, 3.0]
+    # A cut link carries nothing.
+    assert rates([(0, 0, 1.0), (1, 1, 1.0)], [0.0, 2.0], 2) == [0.0, 2.0]
 
 
 def test_links_have_what_collectives_reach_of_them() -> None:
