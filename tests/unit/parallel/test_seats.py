@@ -9,12 +9,23 @@ import pytest
 
 from simulator.cluster.members import kinds_of
 from simulator.cluster.placement import Group, all_groups
-from simulator.parallel.seats import AXES, Seat, Seating, group_numbers, rank_numbers, seating
+from simulator.parallel.seats import (
+    AXES,
+    Seat,
+    Seating,
+    group_numbers,
+    rank_numbers,
+    seating,
+    send_setting,
+    setting_of,
+)
 from simulator.parallel.setting import groups_of
 from simulator.spec.hardware import Cluster, Device
+from simulator.spec.run import Framework, Run
 from simulator.spec.strategy import Strategy
 from tests.support import a100, dgx
 
+RUN, SOFTWARE = Run(global_batch=64), Framework(name="plain")
 SLOW, FAST = a100(), replace(a100(), name="fast", peak_flops_per_s={"bf16": 2.0 * a100().peak_flops_per_s["bf16"]})
 
 
@@ -128,3 +139,58 @@ def test_kinds_do_not_depend_on_numbers_of_nodes() -> None:
     assert one.of_node.tolist() == [1, 0, 1]
     assert other.of_node.tolist() == [0, 1, 1]
     assert one.felt(0, 1, 0) is one.felt(0, 1, 0)
+
+
+UNLIKE = nodes(SLOW, SLOW, gbps=(100, 300), cards=(50, 25))
+"""Kind 0 has the slower switch, kind 1 the slower cards."""
+
+
+def test_a_seat_says_of_every_axis_whose_links_its_group_feels() -> None:
+    """One tensor group over both nodes, and as many replicas of what experts there were; all other groups are single
+    ranks, on their own node's links. By axis: tp, cp, ep, etp, dp_cp, edp, shard, replicas.
+    """
+    found = seated(UNLIKE, tp=16)
+    here = Seat(0, inside=(0, 0, 0, 0, 0, 0, 0, 0), uplinks=(1, 0, 0, 0, 0, 1, 0, 0))
+    there = Seat(1, inside=(0, 1, 1, 1, 1, 0, 1, 1), uplinks=(1, 1, 1, 1, 1, 1, 1, 1))
+    assert found.seats(0) == (here, there)
+    assert found.replicas == (((here, there),),)
+
+
+def test_the_setting_of_a_seat_has_other_links_for_the_axes_that_reach_further() -> None:
+    strategy = Strategy(tp=16)
+    kinds = seating(UNLIKE, strategy).kinds
+    here, there = seating(UNLIKE, strategy).seats(0)
+    for seat, rates in ((here, (100e9, 50e9)), (there, (300e9, 25e9))):
+        found = setting_of(seat, kinds, RUN, strategy, SOFTWARE)
+        assert (found.run, found.strategy, found.framework) == (RUN, strategy, SOFTWARE)
+        assert (_rates(found.cluster), found.groups) == (rates, groups_of(found.cluster, strategy))
+        assert {axis: _rates(felt) for axis, felt in found.links.items()} == {"tp": (100e9, 25e9), "edp": (100e9, 25e9)}
+
+
+def test_a_send_feels_the_slower_switch_and_the_slower_card_of_its_ends() -> None:
+    strategy = Strategy(tp=16)
+    kinds = seating(UNLIKE, strategy).kinds
+    here, there = seating(UNLIKE, strategy).seats(0)
+    setting = setting_of(there, kinds, RUN, strategy, SOFTWARE)
+    for one, other, rates in (
+        (here, there, (100e9, 25e9)), (there, here, (100e9, 25e9)), (here, here, (100e9, 50e9)),
+        (there, there, (300e9, 25e9)),
+    ):  # fmt: skip
+        found = send_setting(setting, kinds, [one], [other])
+        assert _rates(found.links["pp"]) == rates
+        assert {axis: felt for axis, felt in found.links.items() if axis != "pp"} == setting.links
+        assert replace(found, links=setting.links) == setting
+
+
+def _rates(cluster: Cluster) -> tuple[float, ...]:
+    assert not cluster.node_tiers
+    assert not cluster.node_uplinks
+    return tuple(tier.bandwidth_bytes_per_s for tier in cluster.tiers)
+
+
+def test_a_rank_s_members_are_its_own_first_nodes_and_its_limit_their_smallest() -> None:
+    small = replace(SLOW, name="small", memory_bytes=40 * 2.0**30)
+    found = seated(nodes(FAST, small, small, FAST, FAST, FAST), tp=8, dp=3, pp=2)
+    assert [(member.node, member.device.name) for member in found.members(0)] == [(1, "small"), (0, "fast")]
+    assert [(member.node, member.device.name) for member in found.members(1)] == [(3, "fast")]
+    assert [found.limit_bytes(rank) for rank in (0, 1)] == [40 * 2.0**30, 80 * 2.0**30]
