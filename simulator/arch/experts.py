@@ -24,10 +24,15 @@ def routed_rows(spec: ExpertsSpec, shard: Shard) -> Number:
     A factor of all choices together (Fedus 2022 eq. 3) does not count top_k. Without sequence parallelism every tp rank
     holds the same tokens and routes them all to its own slice.
     """
-    factor = spec.capacity_factor if shard.capacity_factor is None else shard.capacity_factor
+    factor = _capacity_factor(spec, shard)
     if factor and not shard.capacity_per_choice:
         return shard.split_tokens * factor
     return shard.split_tokens * spec.visited * (factor or 1.0)
+
+
+def _capacity_factor(spec: ExpertsSpec, shard: Shard) -> float:
+    """The run's capacity factor, else the model's; 0 is dropless."""
+    return spec.capacity_factor if shard.capacity_factor is None else shard.capacity_factor
 
 
 def experts(spec: ExpertsSpec, *, width: int, shard: Shard, kernels: Kernels, name: str = "moe") -> list[Operation]:
@@ -35,13 +40,14 @@ def experts(spec: ExpertsSpec, *, width: int, shard: Shard, kernels: Kernels, na
     rows = routed_rows(spec, shard)
     gathered = rows * shard.expert_sources
     to_experts, to_tokens = _moves(spec, rows=rows, width=width, shard=shard, kernels=kernels, name=name)
+    enter, leave = _expert_tensor_borders(name, gathered, width, shard, kernels)
     operations = [
         _router(spec, width=width, shard=shard, kernels=kernels, name=name),
         to_experts,
         _exchange(f"{name}.dispatch", spec, rows=rows, width=width, shard=shard, kernels=kernels),
-        *_expert_tensor_border(f"{name}.expert_gather", "enter", gathered, width, shard, kernels),
+        *enter,
         *_grouped_feed_forward(spec, rows=gathered, width=width, shard=shard, kernels=kernels, name=name),
-        *_expert_tensor_border(f"{name}.expert_scatter", "leave", gathered, width, shard, kernels),
+        *leave,
         _exchange(f"{name}.combine", spec, rows=rows, width=width, shard=shard, kernels=kernels),
         to_tokens,
     ]
@@ -70,7 +76,7 @@ def _copies_again(spec: ExpertsSpec, shard: Shard, kernels: Kernels) -> Number:
     exchange sorts them only there, which `permute` counts). Narrow products take whole tiles of rows, to which each
     expert's are padded (TransformerEngine Fp8Padding, where the software has no other way to pad).
     """
-    if spec.capacity_factor if shard.capacity_factor is None else shard.capacity_factor:
+    if _capacity_factor(spec, shard):
         return 0
     several = np.logical_and(np.greater(shard.ep, 1), np.less(shard.ep, spec.count))
     sorts = several * float(kernels.expert_dispatch == "all-to-all")
@@ -123,9 +129,9 @@ def _router_saves(name: str, spec: ExpertsSpec, tokens: Number, width: int, size
     A hierarchical gate copies each token for every group it visits, and keeps both levels' fp32 weights besides the
     order of the copies.
     """
-    levels = [("", tokens, spec.count)]
+    levels: list[tuple[str, Number, Number]] = [("", tokens, spec.count)]
     if spec.branching:
-        levels = [("", tokens, spec.branching), (".second", tokens * spec.top_k, spec.count // spec.branching)]
+        levels = [("", tokens, spec.branching), (".second", tokens * spec.top_k, spec.count / spec.branching)]
     saves: list[Saved] = []
     for level, rows, columns in levels:
         parts = ("probabilities", *(("noise", "noise_scale") if spec.router_matrices > 1 else ()))
@@ -142,9 +148,9 @@ def _router_saves(name: str, spec: ExpertsSpec, tokens: Number, width: int, size
     return tuple(saves)
 
 
-def _dispatch_saves(name: str, rows: Number, spec: ExpertsSpec) -> tuple[Saved, ...]:
+def _dispatch_saves(name: str, rows: Number, spec: ExpertsSpec, shard: Shard) -> tuple[Saved, ...]:
     """Indices of the copy: the token and the choice of each row (int64), and the expert whose bias it adds."""
-    parts = ("token", "choice", *(("expert",) if spec.bias and not spec.capacity_factor else ()))
+    parts = ("token", "choice", *(("expert",) if spec.bias and not _capacity_factor(spec, shard) else ()))
     return tuple(Saved(name=f"{name}.permute.{part}", bytes=rows * 8.0, statistic=True) for part in parts)
 
 
@@ -169,7 +175,8 @@ def _moves(
         )  # fmt: skip
     copied = rows * (1 + _copies_again(spec, shard, kernels) * shard.expert_sources)
     return (
-        _permute(f"{name}.permute", rows=copied, width=width, kernels=kernels, saves=_dispatch_saves(name, rows, spec)),
+        _permute(f"{name}.permute", rows=copied, width=width, kernels=kernels,
+                 saves=_dispatch_saves(name, rows, spec, shard)),
         _permute(f"{name}.unpermute", rows=copied, width=width, kernels=kernels,
                  saves=_combine_saves(name, rows, width, kernels)),
     )  # fmt: skip
@@ -204,27 +211,26 @@ def _exchange(name: str, spec: ExpertsSpec, *, rows: Number, width: int, shard: 
     return Operation(name=name, forward=(send,), input_grad=(send,), modules=("moe",))
 
 
-def _expert_tensor_border(
-    name: str, side: str, rows: Number, width: int, shard: Shard, kernels: Kernels
-) -> list[Operation]:
+def _expert_tensor_borders(
+    name: str, rows: Number, width: int, shard: Shard, kernels: Kernels
+) -> tuple[list[Operation], list[Operation]]:
     """Expert-tensor parallelism: gather the etp group's rows before the experts, reduce-scatter after them.
 
     Without sequence parallelism the ranks of a tp group hold the same rows already: only those of other tp groups are
     gathered, and the outputs are all-reduced.
     """
     if not is_split(shard.etp):
-        return []
+        return [], []
     full_bytes = rows * width * kernels.element_bytes
+    gather = (Collective(kind="all_gather", axis="etp", bytes=full_bytes),)
+    reduce = (Collective(kind="reduce_scatter", axis="etp", bytes=full_bytes),)
     if not shard.sequence_parallel:
         missing = (1 - 1 / shard.expert_sources) * shard.etp / np.maximum(shard.etp - 1, 1)
         gather = (Collective(kind="all_gather", axis="etp", bytes=full_bytes * missing),)
         reduce = (Collective(kind="all_reduce", axis="etp", bytes=full_bytes),)
-        forward, backward = (gather, reduce) if side == "enter" else (reduce, gather)
-        return [Operation(name=name, forward=forward, input_grad=backward, modules=("moe",))]
-    gather = (Collective(kind="all_gather", axis="etp", bytes=full_bytes),)
-    scatter = (Collective(kind="reduce_scatter", axis="etp", bytes=full_bytes),)
-    forward, backward = (gather, scatter) if side == "enter" else (scatter, gather)
-    return [Operation(name=name, forward=forward, input_grad=backward, modules=("moe",))]
+    enter = Operation(name=f"{name}.expert_gather", forward=gather, input_grad=reduce, modules=("moe",))
+    leave = Operation(name=f"{name}.expert_scatter", forward=reduce, input_grad=gather, modules=("moe",))
+    return [enter], [leave]
 
 
 def _grouped_feed_forward(
@@ -239,7 +245,8 @@ def _grouped_feed_forward(
     kept = kernels.kept_bytes(kernels.activation_input_dtype)
     # Padded buffers are equal batches; a grouped product reads where each expert's rows end (int32).
     epilogue = kernels.experts_in_epilogue
-    offsets = () if spec.capacity_factor else (Saved(name=f"{name}.offsets", bytes=local * 4.0, statistic=True),)
+    ends = Saved(name=f"{name}.offsets", bytes=local * 4.0, statistic=True)
+    offsets = () if _capacity_factor(spec, shard) else (ends,)
     return [
         _grouped(
             f"{name}.up", local=local, rows=rows, inputs=width, outputs=columns, spec=spec, shard=shard,

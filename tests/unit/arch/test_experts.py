@@ -105,12 +105,15 @@ def test_a_hierarchical_router_has_two_levels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "kept"),
-    [({}, ("token", "choice")), ({"bias": True}, ("token", "choice", "expert")),
-     ({"bias": True, "capacity_factor": 1.0}, ("token", "choice"))],
+    ("own", "factor", "kept"),
+    [({}, None, ("token", "choice")), ({"bias": True}, None, ("token", "choice", "expert")),
+     ({"bias": True, "capacity_factor": 1.0}, None, ("token", "choice")),
+     ({"bias": True}, 1.0, ("token", "choice")),
+     ({"bias": True, "capacity_factor": 1.0}, 0.0, ("token", "choice", "expert"))],
 )  # fmt: skip
-def test_rows_are_copied_there_and_back(own: dict[str, Any], kept: tuple[str, ...]) -> None:
-    found = parts(spec(**own))
+def test_rows_are_copied_there_and_back(own: dict[str, Any], factor: float | None, kept: tuple[str, ...]) -> None:
+    """A capacity factor of the run stands before the model's; padded buffers need no index of experts."""
+    found = parts(spec(**own), {"capacity_factor": factor})
     there = (Pointwise(bytes=R * 5 * 4.0, kernels=2, kernel="permute"),)
     back = (Pointwise(bytes=R * 5 * 4.0, kernels=2, kernel="permute_grad"),)
     assert found["permute"] == Operation(
@@ -190,8 +193,9 @@ def test_experts_are_grouped_products(gated: bool, bias: bool) -> None:
     assert found["activation"].forward[0].bytes == rows * 8 * (6.0 if gated else 4.0)
     assert found["activation"].modules == ("moe_act", "moe")
     assert found["activation"].saves == (Saved(name="m.activation.output", bytes=rows * 8 * 2.0),)
-    padded = parts(spec(gated=gated, capacity_factor=1.0))["up"]
-    assert [saved.name for saved in padded.saves] == ["m.expert_input", "m.up.output"]
+    padded = ["m.expert_input", "m.up.output"]
+    assert [saved.name for saved in parts(spec(gated=gated, capacity_factor=1.0))["up"].saves] == padded
+    assert [saved.name for saved in parts(spec(gated=gated), {"capacity_factor": 1.0})["up"].saves] == padded
 
 
 def test_low_precision_experts_quantise_what_they_read() -> None:
@@ -247,6 +251,8 @@ def test_clamps_and_weighted_biases_in_tensor_operations() -> None:
         input_grad=(Pointwise(bytes=R * 5 * 40.0, kernels=7, kernel="weighted_bias_grad"),), modules=MOE,
     )  # fmt: skip
     assert list(found)[3:7] == ["up", "clamp", "activation", "down"]
+    single = parts(spec(clamped=True), experts_pointwise="tensor-ops")["clamp"]
+    assert (single.forward[0].bytes, single.saves[0].bytes) == (R * 16 * 8.0, R * 16 * 2.0)
     assert "clamp" not in parts(spec(gated=True, bias=True), experts_pointwise="tensor-ops")
     assert "bias" not in parts(spec(gated=True, clamped=True), experts_pointwise="tensor-ops")
     assert {"clamp", "bias"}.isdisjoint(parts(own))
@@ -292,6 +298,10 @@ def test_rows_are_sorted_by_expert_where_several_wait_and_padded_where_products_
         moved = Pointwise(bytes=R * 5 * 4.0 * (1 + copies), kernels=2, kernel="permute")
         assert (found[name].forward, found[name].input_grad) == ((moved,), (replace(moved, kernel="permute_grad"),))
         assert found[name].saves == parts(spec(), sizes)[name].saves
+
+
+def test_padded_buffers_of_the_model_are_in_order() -> None:
+    assert parts(spec(capacity_factor=1.0), {"ep": 4})["permute"].forward[0].bytes == R * 5 * 4.0
 
 
 def test_copies_after_an_expert_tensor_gather_are_of_all_its_rows() -> None:
