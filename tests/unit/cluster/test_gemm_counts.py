@@ -40,6 +40,9 @@ def test_fp32_operands_and_results_are_four_bytes_wide() -> None:
     """bf16's constants at fp32's own peak, 125 of 250 FLOP/s."""
     expected = 3 + 2 * 4096 * 74 / 125 + 4 * (320 + 1280 + 4096) / 800
     assert gemm.gemm_time_s(_device(1), "fp32", 32, 128, 10) == pytest.approx(expected, rel=1e-12)
+    own = replace(_device(1).kernels, constants={"gemm.bf16": PLAIN, "gemm.fp32": {**PLAIN, "latency_s": 50.0}})
+    late = gemm.gemm_time_s(replace(_device(1), kernels=own), "fp32", 32, 128, 10)
+    assert late == pytest.approx(expected + 47, rel=1e-12)
 
 
 def test_a_batch_is_a_batch_of_tiles() -> None:
@@ -86,9 +89,10 @@ def test_short_transfers_and_the_power_limit() -> None:
 
 @pytest.mark.parametrize(
     ("size", "lost", "tiles"),
-    # Of sides 32, 64, 96, 128: 100 fills 3 1/8, 1 9/16, 1 1/24 and 25/32.
-    [(100.0, 1.0, (4, 2, 2, 1)), (100.0, 0.5, (3.5625, 1.78125, 1.5208333333333333, 1)), (100.0, 0.0, (3.125, 1.5625,
-      100 / 96, 1)), (128.0, 1.0, (4, 2, 2, 1)), (96.0, 0.5, (3, 1.75, 1, 1))],
+    # Of sides 32, 64, 96, 128: 100 fills 3 1/8, 1 9/16, 1 1/24 and 25/32; one row over two tiles of 32 opens a third.
+    [(100.0, 1.0, (4, 2, 2, 1)), (100.0, 0.5, (3 + 9 / 16, 1 + 25 / 32, 1 + 25 / 48, 1)), (96.0, 0.5, (3, 1.75, 1, 1)),
+     (100.0, 0.0, (3.125, 1.5625, 100 / 96, 1)), (128.0, 1.0, (4, 2, 2, 1)), (65.0, 1.0, (3, 2, 1, 1)),
+     (129.0, 1.0, (5, 3, 2, 2))],
 )  # fmt: skip
 def test_tiles_cover_a_size_with_part_of_the_last_one_lost(size: float, lost: float, tiles: tuple[float, ...]) -> None:
     c = {**PLAIN, "tile_waste": lost}
