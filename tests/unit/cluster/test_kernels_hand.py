@@ -87,6 +87,7 @@ def test_a_device_of_unknown_units_is_one() -> None:
 def test_visible_pairs_of_more_queries_than_keys_and_of_arrays() -> None:
     """Queries before the first key see one position each: continuous where lengths meet."""
     assert attention.visible_pairs(9, 7, causal=True) == 28 + 2
+    assert attention.visible_pairs(3, 0, causal=True) == 0
     assert attention.visible_pairs(np.array([4, 5]), 4, causal=True, window=2).tolist() == [7, 8]
     assert attention.visible_pairs(5, 11, causal=False, window=3) == 15
 

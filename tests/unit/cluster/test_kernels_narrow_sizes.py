@@ -28,13 +28,13 @@ OWN = MeasuredKernels(sums={**SUMS, "attention.bf16": CORE, "attention_causal.bf
 MACHINE = replace(dgx(1), curves={"all_reduce": {2: CURVE, 8: ((10.0, 2.3), (1e12, 700.9))}})
 PRODUCT = {"m": [70000, 12289], "n": [65535, 4099], "k": [61, 50021], "batch": [3, 7]}
 EXPERTS = {"experts": [7, 61], "tokens": [70001, 12289], "n": [65535, 4099], "k": [611, 50021]}
-HEADS = {"batch": [3, 7], "heads": [31, 17], "kv_heads": [5, 17], "q_len": [4099, 70001], "kv_len": [65537, 70003],
+HEADS = {"batch": [3, 7], "heads": [31, 257], "kv_heads": [5, 257], "q_len": [4099, 70001], "kv_len": [65537, 70003],
          "head_dim": [61, 128], "value_head_dim": [67, 64]}  # fmt: skip
 CASES: dict[str, tuple[Callable[..., Any], dict[str, list[int]]]] = {
     "gemm": (lambda **sizes: gemm.gemm_time_s(a100(), "bf16", **sizes), PRODUCT),
-    "grouped": (lambda **sizes: grouped.grouped_gemm_time_s(a100(), "bf16", **sizes), EXPERTS),
+    "grouped": (lambda **sizes: grouped.grouped_gemm_time_s(a100(), "bf16", imbalance=1.3, **sizes), EXPERTS),
     "padded": (lambda **sizes: grouped.grouped_gemm_time_s(a100(), "bf16", ragged=False, **sizes), EXPERTS),
-    "trained": (lambda **sizes: grouped.trained_experts_time_s(a100(), "bf16", **sizes), EXPERTS),
+    "trained": (lambda **sizes: grouped.trained_experts_time_s(a100(), "bf16", imbalance=1.3, **sizes), EXPERTS),
     "attention": (lambda **sizes: attention.attention_time_s(a100(), "bf16", causal=False, **sizes), HEADS),
     "causal": (lambda **sizes: attention.attention_time_s(a100(), "bf16", causal=True, window=511, **sizes), HEADS),
     "pairs": (lambda **sizes: attention.visible_pairs(**sizes, causal=True, window=511),
