@@ -45,6 +45,14 @@ def test_refusals_say_the_nearest_sizes():
         make_order("interleaved", pp=4, micro_batches=9, vp=2)
 
 
+def test_fewer_micro_batches_than_ranks_break_one_rule_and_not_two() -> None:
+    with pytest.raises(InputError) as found:
+        make_order("interleaved", pp=4, micro_batches=3, vp=2)
+    (problem,) = found.value.problems
+    assert problem.message == "interleaved needs pp(4) <= group_size(4) <= micro_batches(3)"
+    assert (problem.where, problem.hint) == ("group_size", "Use a group_size of 4 and at least 4 micro-batches.")
+
+
 def test_the_last_group_may_be_short_when_it_still_fills_the_pipe():
     order = make_order("interleaved", pp=4, micro_batches=11, vp=2, group_size=6)
     assert order.tasks == 4 * 11 * 2 * 2
@@ -79,6 +87,15 @@ def test_only_recent_orders_are_kept():
     kept.get(("1f1b", 2, 20, 1, 0, False))
     assert len(kept.orders) == 1
     assert kept.get(("1f1b", 2, 10, 1, 0, False)) is not first
+
+
+def test_orders_stay_up_to_the_last_task_that_there_is_room_for() -> None:
+    """Two ranks, 10 and 5 micro-batches, forward and backward: 40 + 20 = 60 tasks."""
+    for room, left in ((60, 2), (59, 1)):
+        kept = make._Recent(most_tasks=room)
+        for count in (10, 5):
+            kept.get(("1f1b", 2, count, 1, 0, False))
+        assert len(kept.orders) == left
 
 
 def spelled(order, rank):
