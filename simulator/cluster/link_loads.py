@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -69,9 +70,7 @@ def link_loads(cluster: Cluster, kind: str, size_bytes: float, group: Group) -> 
             LinkLoad(tier=tier.name, link=f"a device's link into {tier.name}", load_bytes=load, sharing_factor=1.0,
                      capacity_bytes_per_s=tier.bandwidth_bytes_per_s, usable_fraction=efficiency(tier))
         )  # fmt: skip
-    for index in range(1, len(cluster.tiers)):
-        found += _tier_loads(cluster, index, kind, size_bytes, over)
-    return tuple(found)
+    return (*found, *_outer_loads(cluster, kind, size_bytes, over))
 
 
 def bottleneck(cluster: Cluster, kind: str, group: Group) -> LinkLoad | None:
@@ -92,11 +91,16 @@ def _passed_bytes(kind: str, size_bytes: float, n: int) -> float:
     return size_bytes if kind in ("broadcast", "reduce") else float(wire_bytes(kind, size_bytes, n))
 
 
+def _outer_loads(cluster: Cluster, kind: str, size_bytes: float, over: Spans) -> Iterator[LinkLoad]:
+    """Of every tier above the first that the group crosses."""
+    for index, units in enumerate(over.units[:-1], start=1):
+        if units > 1:
+            yield from _tier_loads(cluster, index, kind, size_bytes, over)
+
+
 def _tier_loads(cluster: Cluster, index: int, kind: str, size_bytes: float, over: Spans) -> list[LinkLoad]:
     """The device's own link into a tier, and the up-link of a unit below it where that is narrower."""
     tier, below = cluster.tiers[index], cluster.tiers[index - 1].size
-    if over.units[index - 1] <= 1:
-        return []
     n, members = int(over.size), float(over.members[index - 1])
     exchanged = members * size_bytes * (n - members) / n
     leaving = exchanged if kind == "all_to_all" else _passed_bytes(kind, size_bytes, n)
@@ -122,8 +126,7 @@ def _torus_loads(cluster: Cluster, kind: str, size_bytes: float, group: Group) -
     """Every dimension that the group covers; the data-centre network between slices where it crosses that."""
     over, tier = spans(cluster, group), cluster.tiers[0]
     part = torus.group_slice(tier, Group(int(over.per_node), int(group.stride)))
-    used = [(float(x), float(apart), bool(ring)) for x, apart, ring in
-            zip(part.extent, part.apart, part.wrapped, strict=True)]  # fmt: skip
+    used = [(float(x), float(apart), bool(ring)) for x, apart, ring in part.dimensions]
     lanes = sum((2.0 if ring else 1.0) / apart for x, apart, ring in used if x > 1)
     found = []
     for dim, (x, apart, ring) in enumerate(used):
@@ -140,9 +143,7 @@ def _torus_loads(cluster: Cluster, kind: str, size_bytes: float, group: Group) -
                      link=f"a link of dimension {len(tier.shape) - 1 - dim} ({'ring' if ring else 'line'} of {x:g})",
                      capacity_bytes_per_s=tier.bandwidth_bytes_per_s / (2 * len(tier.shape)))
         )  # fmt: skip
-    for index in range(1, len(cluster.tiers)):
-        found += _tier_loads(cluster, index, kind, size_bytes, over)
-    return tuple(found)
+    return (*found, *_outer_loads(cluster, kind, size_bytes, over))
 
 
 def _listed(cluster: Cluster, kind: str, size_bytes: float, group: Group) -> LinkLoad:

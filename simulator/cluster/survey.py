@@ -80,8 +80,10 @@ def survey_collective(
 def _row(cluster: Cluster, kind: str, group: Group, size_bytes: float, algorithm: str | None) -> SizeRow:
     members = times_by_member(cluster, kind, size_bytes, group, algorithm=algorithm)
     slow = uniform(cluster)
-    time_s = max(members.values(), default=0.0) or float(
-        collective_time_s(slow, kind, size_bytes, group, algorithm=algorithm)
+    time_s = (
+        max(members.values())
+        if members
+        else float(collective_time_s(slow, kind, size_bytes, group, algorithm=algorithm))
     )
     by = _by_algorithm(slow, kind, group, size_bytes, time_s)
     bus = float(bus_bandwidth_bytes_per_s(kind, size_bytes, int(group.size), time_s)) if time_s else 0.0
@@ -118,9 +120,9 @@ def _slowest_members(kinds: Kinds, group: Group) -> set[tuple[int, int, bool]]:
 
 def _groups_like(cluster: Cluster, group: Group) -> Sequence[Sequence[int]]:
     """Every group of an axis; of groups that do not tile the cluster, those that fit one after the other."""
-    extent = int(group.size) * int(group.stride)
-    if int(group.blocks) > 1 or cluster.devices % extent == 0:
+    if int(group.blocks) > 1:
         return axis_ranks(cluster, group)
+    extent = int(group.size) * int(group.stride)
     starts = (first + i for first in range(0, cluster.devices - extent + 1, extent) for i in range(int(group.stride)))
     place = cluster.rank_devices
     return [[place[rank] for rank in group.ranks(start)] if place else group.ranks(start) for start in starts]
@@ -149,21 +151,21 @@ def survey_axes(
     On unequal nodes the slowest group counts, and loads are those of the slowest links.
     """
     slow = uniform(cluster)
-    members = {axis: times_by_member(cluster, kinds[axis], size_bytes, group) for axis, group in groups.items()
-               if int(group.size) > 1}  # fmt: skip
+    several = {axis: group for axis, group in groups.items() if int(group.size) > 1}
+    members = {axis: times_by_member(cluster, kinds[axis], size_bytes, group) for axis, group in several.items()}
     return tuple(
         AxisSurvey(
             placement=axis_placement(slow, axis, group),
             kind=kinds[axis],
             size_bytes=size_bytes,
-            time_s=max(members[axis].values(), default=0.0)
-            or float(collective_time_s(slow, kinds[axis], size_bytes, group)),
+            time_s=max(members[axis].values())
+            if members[axis]
+            else float(collective_time_s(slow, kinds[axis], size_bytes, group)),
             by_member_s=members[axis],
             loads=link_loads(slow, kinds[axis], size_bytes, group),
             ranks=placed_ranks(group, cluster.rank_devices) if cluster.rank_devices else group.ranks(),
         )
-        for axis, group in groups.items()
-        if int(group.size) > 1
+        for axis, group in several.items()
     )
 
 

@@ -55,6 +55,15 @@ def test_a_group_within_a_node_loads_its_own_links(kind: str, sent: float) -> No
     assert link_loads(BASE, kind, 800.0, Group(1)) == ()
 
 
+def test_pairs_and_tiers_at_full_bisection() -> None:
+    """A pair in a node halves 800; between pods at full bisection twelve devices have all of their 7 bytes/s."""
+    assert link_loads(BASE, "all_gather", 800.0, Group(2)) == (inside(400.0),)
+    full = replace(BASE, tiers=(NODE, POD, replace(TOP, oversubscription=1.0)))
+    assert link_loads(full, "all_gather", 100.0, Group(2, 12)) == (
+        card(50.0), node_out(200.0, 4.0), replace(pod_out(600.0, 12.0), capacity_bytes_per_s=84.0),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
@@ -127,6 +136,9 @@ def out_of_slice(card_bytes: float, load_bytes: float, groups: float) -> tuple[L
         ("all_gather", Group(3, 2), (along(1, "line of 3", 3200.0, 2.0),)),
         ("all_to_all", Group(3, 2), (along(1, "line of 3", 2400 * 3 * 2 / 4, 2.0),)),
         ("send", Group(3, 2), (along(1, "line of 3", 4800.0, 2.0),)),
+        # Pairs along either dimension have one lane.
+        ("all_gather", Group(2), (along(1, "line of 2", 1200.0),)),
+        ("all_gather", Group(2, 6), (along(0, "line of 2", 1200.0),)),
         # A column: a ring of four.
         ("all_gather", Group(4, 6), (along(0, "ring of 4", 900.0),)),
         # Pairs over two slices: half of 2400 a device, and 24 pairs share a slice's way out.
