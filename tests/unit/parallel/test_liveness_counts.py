@@ -101,22 +101,23 @@ def test_gradients_that_stand_there_are_added_to(monkeypatch: pytest.MonkeyPatch
     assert (walk.ledger.peak.moment, walk.ledger.peak.total_bytes) == ("down 2, backward", 191 + gradient_bytes)
 
 
-def test_a_gradient_that_another_holds_is_not_added_into(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sum hands one gradient of 10 to x and y. When x's second gradient comes, y's still waits for its backward:
-    the two are added in a third tensor. x's third gradient is added into that one.
+def test_a_gradient_that_others_hold_is_not_added_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sum hands one gradient of 10 to x, y and z. When x's second gradient comes, those of y and z still wait for
+    their backward: x's two are added in a third tensor, and so are those that come later.
     """
-    x, y, q, r, loss = Tensor(10), Tensor(10), Tensor(7), Tensor(10), Tensor(0)
+    x, y, z, q, r, loss = Tensor(10), Tensor(10), Tensor(10), Tensor(7), Tensor(10), Tensor(0)
     nodes = [
-        Node(name="make", makes=(x,)), Node(name="one", reads=(x,), makes=(y,)),
-        Node(name="two", reads=(x,), makes=(q,)), Node(name="sum", reads=(x, y), makes=(r,), passes=True),
+        Node(name="make", makes=(x,)), Node(name="y", reads=(x,), makes=(y,)), Node(name="z", reads=(x,), makes=(z,)),
+        Node(name="q", reads=(x,), makes=(q,)), Node(name="sum", reads=(x, y, z), makes=(r,), passes=True),
         Node(name="loss", reads=(q, r), makes=(loss,)),
     ]  # fmt: skip
     moments, walk = followed(monkeypatch, nodes)
-    assert [(name, temporaries) for name, _, temporaries, _ in moments[5:]] == [
+    assert [(name, temporaries) for name, _, temporaries, _ in moments[6:]] == [
         ("loss, backward", 7 + 10),
         ("sum, backward", 7 + 10),
-        ("two, backward", 7 + 10 + 10 + 10),
-        ("one, backward", 10 + 10 + 10),
+        ("q, backward", 7 + 10 + 10 + 10),
+        ("z, backward", 10 + 10 + 10),
+        ("y, backward", 10 + 10 + 10),
         ("make, backward", 10),
     ]
     assert not any(walk.ledger.held.values())
