@@ -108,7 +108,7 @@ def layer_costs(question: Question, strategy: Strategy) -> LayerCosts:
     segments = all_segments(pieces)
     groups = groups_of(question.cluster, strategy)
     times = segment_times(segments.values(), policy_of(strategy), question.cluster, groups)
-    edge = boundary_bytes(question.model, pieces.shards, pieces.kernels, (1, pieces.layers))[0]
+    edge = boundary_bytes(question.model, pieces.shards, pieces.kernels, (1, pieces.layers - 1))[0]
     return costs_at(pieces, times, memories_of(segments.values(), policy_of(strategy)), edge, 0)
 
 

@@ -44,7 +44,7 @@ class Layout:
         self.recompute = tuple(space.options["recompute"])
         self.dealt: dict[str, tuple[Dealing, Ints]] = {}
         self.costs: dict[tuple[int, str], LayerCosts] = {}
-        edge = boundary_bytes(question.model, self.pieces.shards, self.pieces.kernels, (1, self.pieces.layers))[0]
+        edge = boundary_bytes(question.model, self.pieces.shards, self.pieces.kernels, (1, self.pieces.layers - 1))[0]
         self.boundary_bytes = np.broadcast_to(np.asarray(edge, np.float64), (len(first),))
         self._time(unique)
 
