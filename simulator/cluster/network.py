@@ -61,11 +61,7 @@ def wire_bytes(kind: str, size_bytes: Number, size: Number) -> Number:
     """
     _check_kind(kind)
     if kind == "send":
-        return (
-            size_bytes * np.where(np.asarray(size) > 1, 1.0, 0.0)
-            if isinstance(size, np.ndarray)
-            else (size_bytes if size > 1 else 0.0 * size_bytes)
-        )
+        return size_bytes * (size > 1)
     return size_bytes * (2 if kind == "all_reduce" else 1) * (size - 1) / size
 
 
@@ -75,7 +71,7 @@ def bus_bandwidth_bytes_per_s(kind: str, size_bytes: Number, size: Number, time_
     >>> bus_bandwidth_bytes_per_s("all_gather", 8e9, 8, 1.0)
     7000000000.0
     """
-    factor = 1.0 if kind in ("broadcast", "reduce", "send") else wire_bytes(kind, 1.0, size)
+    factor = 1.0 if kind in ("broadcast", "reduce") else wire_bytes(kind, 1.0, size)
     return factor * size_bytes / time_s
 
 

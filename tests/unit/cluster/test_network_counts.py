@@ -116,6 +116,16 @@ def test_long_columns_keep_where_their_groups_stand() -> None:
         assert (alone == pytest.approx(inside)) is (nodes == 1)
 
 
+@pytest.mark.parametrize(("kind", "name"), [("all_gather", "ring/ll"), ("send", "send/ll")])
+def test_two_loads_on_the_network_take_twice_the_time_a_byte(kind: str, name: str) -> None:
+    """One rank a node: all bytes go by the cards, which both loads share."""
+    (one,), (two,) = (
+        collective_curve(dgx(4), kind, Group(4, 8), algorithm=name, concurrent=loads).candidates for loads in (1, 2)
+    )
+    assert two.s_per_byte == pytest.approx(2 * one.s_per_byte)
+    assert two.latency_s == one.latency_s
+
+
 def test_few_curves_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     base = dgx(2)
     module._curves.clear()
