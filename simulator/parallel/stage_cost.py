@@ -89,9 +89,9 @@ def _shown_alone(phase: PhaseTime, alone_fraction: Number) -> PhaseTime:
     the pairs, pp / m of all; without a pipeline the first and the last (Megatron-LM megatron/core/pipeline_parallel/
     schedules.py get_pp_rank_microbatches, combined_1f1b.py combined_1f1b_schedule_for_no_pipelining).
     """
-    hidden = phase.hidden.get("ep", 0.0)
-    if not np.any(hidden):
+    if "ep" not in phase.hidden:
         return phase
+    hidden = phase.hidden["ep"]
     return with_part(phase, "ep", alone_fraction * hidden, hidden_s=-alone_fraction * hidden)
 
 
@@ -172,9 +172,9 @@ def _sharded_s(
     collectives: tuple[Collective, ...], cover_s: Number, pieces: Number, held: HeldParameters, setting: Setting
 ) -> tuple[Number, Number]:
     """(all, exposed) seconds of a stage's gathers and scatters, those that the software overlaps beside `cover_s`."""
-    gathers = tuple(c for c in collectives if c.kind in ("all_gather", "broadcast"))
+    gathers = tuple(c for c in collectives if c.kind == "all_gather")
     scatters = tuple(c for c in collectives if c not in gathers)
-    gathered_s = _sharded_traffic(gathers, pieces, setting) + _from_host_s(held, collectives, setting)
+    gathered_s = _sharded_traffic(gathers, pieces, setting) + (_from_host_s(held, setting) if gathers else 0.0)
     scattered_s = _sharded_traffic(scatters, pieces, setting)
     beside_s = gathered_s * setting.overlaps_param_gather + scattered_s * setting.overlaps_grad_reduce
     total_s = gathered_s + scattered_s
@@ -183,8 +183,6 @@ def _sharded_s(
 
 def _with_sharding_copies(cost: StageCost, held: Number, pieces: Number, setting: Setting) -> StageCost:
     """Add what ZeRO-2 and 3 copy around their gathers (in forward, and in backward unless kept) and scatters."""
-    if setting.framework.sharded_copies == "none":
-        return cost
     gathered, scattered = sharding_copy_bytes(held, setting.run, setting.framework)
     strategy = setting.strategy
 
@@ -213,10 +211,9 @@ def _sharded_traffic(collectives: tuple[Collective, ...], pieces: Number, settin
     return total
 
 
-def _from_host_s(held: HeldParameters, collectives: tuple[Collective, ...], setting: Setting) -> Number:
+def _from_host_s(held: HeldParameters, setting: Setting) -> Number:
     """Seconds in which shards of parameters that rest in host memory come to the device before their gather."""
-    gathers = any(collective.kind == "all_gather" for collective in collectives)
-    if setting.strategy.offload != "parameters" or not gathers:
+    if setting.strategy.offload != "parameters":
         return 0.0
     return host_link_s(owned_parameters(held, setting.strategy) * parameter_bytes(setting.run), setting.cluster)
 

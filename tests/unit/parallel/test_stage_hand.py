@@ -24,6 +24,7 @@ from simulator.parallel.stage_cost import (
     StageCost,
     add_phases,
     backward_s,
+    held_kind,
     prefetched_s,
     slowest_of,
     stage_cost,
@@ -98,6 +99,7 @@ def test_a_stage_is_its_segments_and_what_it_runs_again() -> None:
 @pytest.mark.parametrize(("pp", "micro_batches", "alone"), [(1, 8, 1 / 8), (4, 16, 1 / 4), (4, 2, 1.0)])
 def test_exchanges_of_experts_show_in_passes_without_a_partner(pp: int, micro_batches: int, alone: float) -> None:
     """4 layers whose exchanges hide 0.5 s forward and 0.25 s back beside others'; what hides on tp stays."""
+
     def phase(shown: float, hidden: float) -> PhaseTime:
         return PhaseTime(parts={"gemm": 1.0, "ep": shown}, hidden={"tp": 0.5, "ep": hidden}, kernels=1)
 
@@ -231,6 +233,17 @@ def test_equal_stages_are_costed_once_and_unequal_ones_apart() -> None:
     assert stage_kind(stages[0], Strategy()) == stage_kind(stages[1], Strategy()) != stage_kind(stages[2], Strategy())
 
 
+def test_stages_of_equal_counts_hold_their_own_segments() -> None:
+    """One pass of 100 MB and one of 300 MB: the same count of another segment costs three times as much."""
+    one, three = (Segment(name=name, operations=(Operation(name=name, forward=(Pointwise(bytes=moved),)),),
+                          input_bytes=1.0) for name, moved in (("one", 1e8), ("three", 3e8)))  # fmt: skip
+    stages = tuple(Stage(index=i, parts=((each, 2),), boundary_bytes=1.0) for i, each in enumerate((one, three)))
+    costs = stage_costs(_program(stages), _setting(Strategy(pp=2)))
+    expected = [2 * float(pointwise_time_s(CLUSTER.device, moved)) for moved in (1e8, 3e8)]
+    assert [cost.forward.total_s for cost in costs] == pytest.approx(expected)
+    assert held_kind(stages[0]) != held_kind(stages[1])
+
+
 COST = StageCost(forward=_phase(3.0), input_grad=_phase(5.0), weight_grad=_phase(7.0), recompute=_phase(11.0))
 
 
@@ -329,8 +342,10 @@ def test_whole_tensors_have_at_least_one_collective_per_owner() -> None:
 
 def test_the_slowest_end_takes_each_part_from_its_slowest_rank() -> None:
     names = ("reduce_s", "optimizer_s", "gather_s", "reduce_hidden_s", "gather_hidden_s", "reduce_count")
-    ends = [StepEnd(**dict(zip(names, values, strict=True)))
-            for values in ((5.0, 1.0, 1.0, 2.0, 3.0, 4), (1.0, 6.0, 1.0, 7.0, 8.0, 9), (2.0, 2.0, 9.0, 1.0, 0.5, 2))]
+    ends = [
+        StepEnd(**dict(zip(names, values, strict=True)))
+        for values in ((5.0, 1.0, 1.0, 2.0, 3.0, 4), (1.0, 6.0, 1.0, 7.0, 8.0, 9), (2.0, 2.0, 9.0, 1.0, 0.5, 2))
+    ]
     assert slowest_end(ends) == StepEnd(reduce_s=5.0, optimizer_s=6.0, gather_s=9.0, reduce_hidden_s=2.0,
                                         gather_hidden_s=0.5, reduce_count=4)  # fmt: skip
     assert (slowest_end(ends).hidden_s, slowest_end(ends).total_s) == (2.5, 20.0)
@@ -468,14 +483,16 @@ def test_gradients_run_on_the_links_that_their_group_feels() -> None:
     layers = stage_cost(STAGE, TIMES, 1, _setting(replace(strategy, zero=2), links={"shard": slow}))
     each = float(collective_time_s(slow, "reduce_scatter", HELD, Group(16)))
     assert layers.input_grad.parts["dp"] == pytest.approx(4 * each)
-    summed = Segment(name="w", operations=(Operation(name="w", forward=(SEND,)),), input_bytes=1.0)
+    big = replace(SEND, bytes=8e8)
+    summed = Segment(name="w", operations=(Operation(name="w", forward=(big,)),), input_bytes=1.0)
     stages = (Stage(index=0, parts=((summed, 1),), boundary_bytes=0.0),)
     (cost,) = stage_costs(_program(stages), _setting(Strategy(tp=16), links={"tp": slow}))
-    assert cost.forward.parts["tp"] == pytest.approx(float(collective_time_s(slow, "all_reduce", 1000.0, Group(16))))
+    there, here = (float(collective_time_s(each, "all_reduce", 8e8, Group(16))) for each in (slow, CLUSTER))
+    assert cost.forward.parts["tp"] == pytest.approx(there)
+    assert there > 1.2 * here
 
 
-def test_broadcasts_of_whole_tensors_are_gathers_and_overlap_as_such() -> None:
-    """Owners' reductions do not hide where only gathers do."""
+def test_reductions_of_whole_tensors_do_not_hide_where_only_gathers_do() -> None:
     owners = replace(PLAIN, zero_whole_tensors=True, overlap_param_gather=True)
     cost = stage_cost(STAGE, TIMES, 1, _setting(Strategy(dp=16, zero=2), owners))
     reduced = _collective("reduce", 4.0, Group(16))
