@@ -137,8 +137,9 @@ def test_one_process_peaks_where_the_tracker_does(name: str) -> None:
 RANKS, BATCH, SEQ_LEN = 64, 1, 2048
 
 
-def fsdp_peak(model: ModelSpec, policy: Policy, *, mixed: bool) -> dict[str, int]:
+def fsdp_peak(model: ModelSpec, policy: Policy, kind: str) -> dict[str, int]:
     """Peak of forward and backward of one of 64 ranks, gradients freed before: every layer and the root are wrapped.
+    In fp32; "mixed": gathered in bf16; "narrow": bf16 throughout, gradients and their reduction too.
 
     The optimizer's states are made before: DTensor's sharding propagation would be booked at global shapes.
     """
@@ -147,11 +148,12 @@ def fsdp_peak(model: ModelSpec, policy: Policy, *, mixed: bool) -> dict[str, int
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     policies = {"mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)}
-    options: dict[str, Any] = policies if mixed else {}
+    options: dict[str, Any] = policies if kind == "mixed" else {}
     with fake_world(RANKS):
         mesh = init_device_mesh("cpu", (RANKS,))
         with FakeTensorMode():
-            module = trained(build(Setting(model=model, kernels=EAGER, policy=policy)))
+            kernels = BF16 if kind == "narrow" else EAGER
+            module = trained(build(Setting(model=model, kernels=kernels, policy=policy)))
             for layer in module.stacks[0].layers:
                 fully_shard(layer, mesh=mesh, **options)
             fully_shard(module, mesh=mesh, **options)
@@ -168,26 +170,29 @@ def fsdp_peak(model: ModelSpec, policy: Policy, *, mixed: bool) -> dict[str, int
     return categories(tracker.get_tracker_snapshot("peak"))
 
 
-def our_fsdp_peak(model: ModelSpec, policy: Policy, *, mixed: bool) -> Peak:
-    traced = trace(model, BF16 if mixed else EAGER, policy, batch=BATCH, seq_len=SEQ_LEN)
-    share = parameters(model).total / RANKS
-    states = States(parameter_bytes=4 * share, optimizer_bytes=8 * share + 4 * len(parameter_sizes(traced.pieces)))
-    return ShardedWalk(traced, states, Sharding(ranks=RANKS)).run()
+def our_fsdp_peak(model: ModelSpec, policy: Policy, kind: str) -> Peak:
+    traced = trace(model, EAGER if kind == "fp32" else BF16, policy, batch=BATCH, seq_len=SEQ_LEN)
+    share, stored = parameters(model).total / RANKS, 2.0 if kind == "narrow" else 4.0
+    states = States(parameter_bytes=stored * share,
+                    optimizer_bytes=2 * stored * share + 4 * len(parameter_sizes(traced.pieces)))  # fmt: skip
+    reduced = "bf16" if kind == "narrow" else "fp32"
+    return ShardedWalk(traced, states, Sharding(ranks=RANKS, reduce_dtype=reduced, stored_bytes=stored)).run()
 
 
 @pytest.mark.parametrize(
-    ("layers", "mixed", "policy"), [(40, False, NONE), (4, True, NONE), (6, False, FULL)],
-    ids=["13B", "mixed precision", "checkpointed"],
+    ("layers", "kind", "policy"),
+    [(40, "fp32", NONE), (4, "mixed", NONE), (4, "narrow", NONE), (6, "fp32", FULL)],
+    ids=["13B", "mixed precision", "bf16", "checkpointed"],
 )  # fmt: skip
-def test_a_rank_of_fsdp_peaks_where_the_tracker_does(layers: int, mixed: bool, policy: Policy) -> None:
+def test_a_rank_of_fsdp_peaks_where_the_tracker_does(layers: int, kind: str, policy: Policy) -> None:
     """GPT-3 13B's shape (fewer layers where said). FSDP pads dim 0 of each parameter to a multiple of the ranks, which
     ours leaves out: of this model's only the 50,257 words, by 47 rows, of which a rank gathers all.
     """
     model = gpt(5120, layers, 40, vocab=50257, seq_len=SEQ_LEN)
-    ours, theirs = our_fsdp_peak(model, policy, mixed=mixed), fsdp_peak(model, policy, mixed=mixed)
+    ours, theirs = our_fsdp_peak(model, policy, kind), fsdp_peak(model, policy, kind)
     assert ours.total_bytes == pytest.approx(theirs["Total"], rel=2e-4)
     gathered = theirs["Unsharded Param"] + theirs["All Gather"] + theirs["Reduce Scatter"]
-    size = 2 if mixed else 4
+    size = 4 if kind == "fp32" else 2
     assert gathered - ours.parts["gathered"] == 47 * 5120 * size
     assert ours.parts["parameters"] == pytest.approx(theirs["Sharded Param"], rel=2e-4)
     assert ours.parts["gradients"] == theirs["Sharded Grad"]
