@@ -26,7 +26,7 @@ def copies_kept(nodes: Number, copies: Number) -> Any:
     >>> round(float(copies_kept(4, 8)), 4)
     0.4499
     """
-    reached = nodes * (1.0 - (1.0 - 1.0 / np.maximum(nodes, 1)) ** copies)
+    reached = nodes * (1.0 - (1.0 - 1.0 / nodes) ** copies)
     return np.where(np.asarray(nodes) > 1, reached / copies, 1.0)[()]
 
 
