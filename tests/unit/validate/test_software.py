@@ -92,6 +92,13 @@ def test_recipes_of_one_release_differ_by_device_precision_and_model(
     assert framework_for(f"Megatron-Bridge ({release} NeMo Container)", 2025, PROFILES, said_of(run)) == expected
 
 
+@pytest.mark.parametrize(("model", "expected"), [("MoE L8 h1024 E8", "alpa-moe"), ("GPT L8 h2048", "alpa")])
+def test_alpas_mixtures_have_an_optimizer_of_their_own(model: str, expected: str) -> None:
+    said = said_of(row(device="v100-sxm2-16gb", precision="fp16", model=model, notes=""))
+    assert framework_for("Alpa/Parax (zero_2)", 2021, PROFILES, said) == expected
+    assert framework_for("Alpa (auto_sharding)", 2022, PROFILES, said) == expected
+
+
 def test_the_year_is_the_sources_or_the_devices() -> None:
     assert year_of(row(source="arXiv:2205.05198 Tables 3 and 5", device="a100-sxm-80gb")) == 2022
     assert year_of(row(source="github:x", device="v100-sxm2-32gb")) == 2021
