@@ -16,6 +16,7 @@ import pytest
 from simulator.cluster import attention, collectives, gemm, grouped, measured, memory
 from simulator.cluster.collectives import Wire
 from simulator.cluster.placement import Group
+from simulator.spec.hardware import Device
 from simulator.spec.kernels import KernelModel, MeasuredKernels
 from tests.support import a100, dgx
 
@@ -26,19 +27,25 @@ CURVE = ((10.0, 1.1), (1e12, 300.7))
 OWN = MeasuredKernels(sums={**SUMS, "attention.bf16": CORE, "attention_causal.bf16": CORE},
                       curves={"plain": CURVE, "lookup": CURVE})  # fmt: skip
 MACHINE = replace(dgx(1), curves={"all_reduce": {2: CURVE, 8: ((10.0, 2.3), (1e12, 700.9))}})
-PLAIN = a100().kernels.constants["gemm.bf16"]
-GROUPED = {**PLAIN, "efficiency": 50.0, "ragged_tiles": 0.0, "latency_s": 0.0}
-MODEL = KernelModel(constants={"gemm.bf16": PLAIN, "grouped_gemm.bf16": GROUPED}, provenance="assumed")
-QUICK = replace(a100(), kernels=MODEL)
+PLAIN = {**a100().kernels.constants["gemm.bf16"], "prologue_k": 150.3}
+
+
+def _device(**changes: float) -> Device:
+    """With a prologue that single floats round."""
+    constants = {"gemm.bf16": PLAIN, "grouped_gemm.bf16": {**PLAIN, "ragged_tiles": 0.5, **changes}}
+    return replace(a100(), kernels=KernelModel(constants=constants, provenance="assumed"))
+
+
+QUICK = _device(efficiency=50.0, ragged_tiles=0.0, latency_s=0.0)
 """Grouped kernels so quick that in training plain products are the slower."""
 PRODUCT = {"m": [70000, 12289], "n": [65535, 4099], "k": [61, 50021], "batch": [3, 7]}
 EXPERTS = {"experts": [7, 61], "tokens": [70001, 12289], "n": [65535, 4099], "k": [611, 50021]}
 HEADS = {"batch": [3, 7], "heads": [31, 257], "kv_heads": [5, 2], "q_len": [4099, 70001], "kv_len": [65537, 70003],
          "head_dim": [61, 128], "value_head_dim": [67, 64]}  # fmt: skip
 CASES: dict[str, tuple[Callable[..., Any], dict[str, list[int]]]] = {
-    "gemm": (lambda **sizes: gemm.gemm_time_s(a100(), "bf16", **sizes), PRODUCT),
-    "grouped": (lambda **sizes: grouped.grouped_gemm_time_s(a100(), "bf16", imbalance=1.3, **sizes), EXPERTS),
-    "padded": (lambda **sizes: grouped.grouped_gemm_time_s(a100(), "bf16", ragged=False, **sizes), EXPERTS),
+    "gemm": (lambda **sizes: gemm.gemm_time_s(_device(), "bf16", **sizes), PRODUCT),
+    "grouped": (lambda **sizes: grouped.grouped_gemm_time_s(_device(), "bf16", imbalance=1.3, **sizes), EXPERTS),
+    "padded": (lambda **sizes: grouped.grouped_gemm_time_s(_device(), "bf16", ragged=False, **sizes), EXPERTS),
     "trained": (lambda **sizes: grouped.trained_experts_time_s(QUICK, "bf16", imbalance=1.3, **sizes), EXPERTS),
     "attention": (lambda **sizes: attention.attention_time_s(a100(), "bf16", causal=False, **sizes), HEADS),
     "causal": (lambda **sizes: attention.attention_time_s(a100(), "bf16", causal=True, window=511, **sizes), HEADS),
