@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
@@ -74,8 +75,7 @@ class _Planner:
         self.plans: list[list[list[int]]] = [sequence.tolist() for sequence in sequences]
         self.speeds, self.limit = speeds, limit
         self.seconds = (speeds.forward_s, speeds.input_grad_s, speeds.weight_grad_s)
-        never = float("inf")
-        self.arrival = [[never] * (len(slot_rank) * micro_batches) for _ in (FORWARD, INPUT_GRAD)]
+        self.arrival = [[inf] * (len(slot_rank) * micro_batches) for _ in (FORWARD, INPUT_GRAD)]
         for slot in range(len(slot_rank)):
             if previous[slot] < 0:
                 self.arrival[FORWARD][slot * micro_batches : (slot + 1) * micro_batches] = [0.0] * micro_batches
@@ -92,11 +92,11 @@ class _Planner:
             time, rank = heapq.heappop(self.events)
             if time >= self.free[rank]:
                 self._decide(time, rank)
-        whole = all(len(out) == len(plan) * 3 // 2 for out, plan in zip(self.out, self.plans, strict=True))
+        whole = 2 * sum(map(len, self.out)) == 3 * sum(map(len, self.plans))
         return [np.array(out, np.int32) for out in self.out] if whole else None
 
     def _decide(self, time: float, rank: int) -> None:
-        wait = float("inf")
+        wait = inf
         if self.at[rank] < len(self.plans[rank]):
             slot, micro_batch, kind = self.plans[rank][self.at[rank]]
             wait = self.arrival[kind][slot * self.number + micro_batch] - time
@@ -106,15 +106,12 @@ class _Planner:
                 self._start(time, rank, (slot, micro_batch, kind))
                 return
             if not fits:
-                wait = float("inf")
+                wait = inf
         if self.paid[rank] < len(self.owed[rank]):
             slot, micro_batch = self.owed[rank][self.paid[rank]]
             if wait >= self.speeds.weight_grad_s[slot] * self.speeds.patience:
                 self.paid[rank] += 1
                 self._start(time, rank, (slot, micro_batch, WEIGHT_GRAD))
-                return
-        if wait < float("inf"):
-            heapq.heappush(self.events, (time + wait, rank))
 
     def _start(self, time: float, rank: int, action: Action) -> None:
         slot, micro_batch, kind = action
@@ -129,10 +126,10 @@ class _Planner:
         if kind == WEIGHT_GRAD:
             return
         goal = self.next_slot[kind][slot]
-        turn = kind == FORWARD and goal < 0
-        if goal < 0 and not turn:
-            return
-        goal, kind = (slot, INPUT_GRAD) if turn else (goal, kind)
+        if goal < 0:
+            if kind == INPUT_GRAD:
+                return
+            goal, kind = slot, INPUT_GRAD
         there = self.home[goal]
         arrival = end if there == rank else end + self.speeds.send_s
         self.arrival[kind][goal * self.number + micro_batch] = arrival
