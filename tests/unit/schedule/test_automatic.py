@@ -42,6 +42,32 @@ def test_each_rank_has_its_own_limit() -> None:
     assert (order.schedule, order.pp, order.vp, order.micro_batches) == ("auto", 2, 1, 2)
 
 
+def test_room_for_one_micro_batch_is_enough() -> None:
+    """Rank 0: F0 0 .. 1, B0 (rank 1: F0 1 .. 2, B0 .. 3) 3 .. 4, W0 .. 5, and the same again from 5 s on."""
+    order = found(micro_batches=2, limit=1)
+    assert format_order(order) == "0F0,0I0,0W0,0F1,0I1,0W1\n1F0,1I0,1W0,1F1,1I1,1W1\n"
+    assert simulate(order, ONES).makespan_s == 10.0
+
+
+@pytest.mark.parametrize(
+    ("micro_batches", "forward", "grad", "weight", "send", "end"),
+    [
+        # Rank 0 works without a pause, or rank 1 does from when the first micro-batch has reached it.
+        (3, [3.0, 1.0], [1.0, 1.0], [2.0, 1.0], 2.0, 3 * (3 + 1 + 2)),
+        (4, [1.0, 1.0], [2.0, 1.0], [1.0, 1.0], 0.0, 4 * (1 + 2 + 1)),
+        (3, [1.0, 2.0], [3.0, 2.0], [2.0, 3.0], 1.0, 1 + 1 + 3 * (2 + 2 + 3)),
+        (4, [1.0, 2.0], [2.0, 2.0], [3.0, 3.0], 1.0, 1 + 1 + 4 * (2 + 2 + 3)),
+    ],
+)
+def test_unequal_ranks_get_the_best_order_that_there_can_be(
+    micro_batches: int, forward: list[float], grad: list[float], weight: list[float], send: float, end: float
+) -> None:
+    """Room for three on rank 0 and two on rank 1: the busier rank never stands still, so nothing ends sooner."""
+    times = Durations(forward_s=forward, input_grad_s=grad, weight_grad_s=weight)
+    order = found(micro_batches=micro_batches, durations=times, send_s=send, limit=[3, 2])
+    assert simulate(order, times, Transfers(forward_s=send, backward_s=send)).makespan_s == end
+
+
 def test_zero_stands_for_the_memory_of_1f1b_rank_by_rank() -> None:
     """p = 2 where 0 stands: the same as 2 there."""
     assert format_order(found(micro_batches=2, limit=[0, 1])) == format_order(found(micro_batches=2, limit=[2, 1]))
@@ -55,6 +81,7 @@ def test_a_folded_order_is_a_v() -> None:
     order = found(pp=3, micro_batches=7, folded=True)
     check(order)
     assert (order.schedule, order.pp, order.vp, order.micro_batches) == ("auto", 3, 2, 7)
+    assert type(order.vp) is int
     assert [part.tolist() for part in (order.slot_rank, order.model_stage, order.previous)] == [
         part.tolist() for part in folded_placement(3)
     ]
