@@ -42,7 +42,7 @@ def _zbv_rank(rank: int, pp: int, micro_batches: int) -> Ints:
     for _ in range(pp - rank):
         run.forward(1)
         run.input_then_weight(1)
-    while run.count[1, FORWARD] < run.count[0, FORWARD] or run.count[0, FORWARD] < number:
+    while run.count[1, FORWARD] < number:
         if run.count[0, FORWARD] < number:
             run.forward(0)
         run.input_then_weight(0)
