@@ -72,6 +72,17 @@ def test_a_forced_algorithm_is_named_and_timed() -> None:
     )
 
 
+def test_no_group_waits_for_two_slow_nodes_that_it_does_not_span() -> None:
+    """Nodes 0 and 1 are clogged, 2 and 3 far apart: the slower pair counts, and not one that were both."""
+    late = replace(BETWEEN, latency_s=1e-3)
+    apart = replace(UNEQUAL, node_uplinks=(BETWEEN, BETWEEN, BETWEEN, late))
+    pairs = [seconds(*links, "all_gather", Group(16)) for links in ((CLOGGED, BETWEEN), (INSIDE, late))]
+    assert seconds(CLOGGED, late, "all_gather", Group(16)) > 1.1 * max(pairs)
+    (row,) = survey_collective(apart, "all_gather", Group(16), (64e6,)).rows
+    (axis,) = survey_axes(apart, {"cp": Group(16)}, 64e6)
+    assert row.time_s == axis.time_s == max(pairs)
+
+
 def test_one_rank_takes_no_time() -> None:
     found = survey_collective(BASE, "all_reduce", Group(1), (64e6,))
     (row,) = found.rows
