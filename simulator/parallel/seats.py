@@ -158,13 +158,13 @@ def _seats(kind: Ints, inside: Sequence[Ints], uplinks: Sequence[Ints]) -> tuple
     """The seat of every rank, as a number, and the seats."""
     code = kind
     for column in (*inside, *uplinks):
-        code = np.unique(code * (int(column.max()) + 1) + column, return_inverse=True)[1].reshape(-1)
+        code = np.unique(code * (int(column.max()) + 1) + column, return_inverse=True)[1]
     _, first, place = np.unique(code, return_index=True, return_inverse=True)
     seats = [
         Seat(int(kind[at]), *(tuple(int(column[at]) for column in columns) for columns in (inside, uplinks)))
         for at in first.tolist()
     ]
-    return place.reshape(-1), seats
+    return place, seats
 
 
 def setting_of(seat: Seat, kinds: Kinds, run: Run, strategy: Strategy, framework: Framework) -> Setting:

@@ -139,21 +139,19 @@ _COLUMN = 2048
 
 def _distinct_shapes(fields: Mapping[str, Any], seconds: Callable[..., Any]) -> Any:
     """Seconds of each shape, evaluated once per distinct shape."""
-    arrays = list(fields.values())
-    shape = arrays[0].shape
-    if arrays[0].size < _COLUMN:
+    any_field, *_ = fields.values()
+    if any_field.size < _COLUMN:
         return seconds(**fields)
-    flat = [np.ascontiguousarray(array).reshape(-1) for array in arrays]
-    code = np.zeros(flat[0].size, np.uint64)
-    for values in flat:
+    flat = {name: np.ascontiguousarray(array).ravel() for name, array in fields.items()}
+    code = np.zeros(any_field.size, np.uint64)
+    for values in flat.values():
         bits = values.view(np.uint64)
         code = (code ^ (bits >> np.uint64(20))) * np.uint64(0x9E3779B97F4A7C15) + bits
     _, first, place = np.unique(code, return_index=True, return_inverse=True)
-    place = place.reshape(-1)
-    if not all(np.array_equal(values[first][place], values) for values in flat):
+    if not all(np.array_equal(values[first][place], values) for values in flat.values()):
         return seconds(**fields)
-    few = seconds(**{name: values[first] for name, values in zip(fields, flat, strict=True)})
-    return np.asarray(few)[place].reshape(shape)
+    few = seconds(**{name: values[first] for name, values in flat.items()})
+    return np.asarray(few)[place].reshape(any_field.shape)
 
 
 def _evaluate(

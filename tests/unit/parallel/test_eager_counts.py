@@ -131,8 +131,15 @@ UP, DOWN = f"keeps x | weights mlp.up.weight {7 * 13 * 2}", f"weights mlp.down.w
             "mlp.gated (mlp.silu mlp.chunk.1) -> 390 | keeps mlp.silu mlp.chunk.1",
             f"mlp.down (mlp.gated) -> 210 | keeps mlp.gated | {DOWN}",
         ]),
+        (FeedForwardSpec(hidden=13, activation="relu", gated=True), [
+            f"mlp.up (x) -> {15 * 26 * 2} | keeps x | weights mlp.up.weight {7 * 26 * 2}",
+            "mlp.chunk (mlp.up) -> 390 of mlp.up, 390 of mlp.up",
+            "mlp.relu (mlp.chunk.0) -> 390 | keeps mlp.relu",
+            "mlp.gated (mlp.relu mlp.chunk.1) -> 390 | keeps mlp.relu mlp.chunk.1",
+            f"mlp.down (mlp.gated) -> 210 | keeps mlp.gated | {DOWN}",
+        ]),
     ],
-    ids=["gelu", "relu", "relu2", "gated"],
+    ids=["gelu", "relu", "relu2", "gated", "gated relu"],
 )  # fmt: skip
 def test_a_feed_forward_keeps_what_its_derivatives_read(spec: FeedForwardSpec, expected: list[str]) -> None:
     b = builder()

@@ -13,6 +13,7 @@ from simulator.parallel.seats import (
     AXES,
     Seat,
     Seating,
+    _seats,
     group_numbers,
     rank_numbers,
     seating,
@@ -186,6 +187,15 @@ def _rates(cluster: Cluster) -> tuple[float, ...]:
     assert not cluster.node_tiers
     assert not cluster.node_uplinks
     return tuple(tier.bandwidth_bytes_per_s for tier in cluster.tiers)
+
+
+def test_every_rank_finds_its_own_seat_among_the_distinct_ones() -> None:
+    """Of kinds 3, 1, 3 and 0, whose groups feel 0, 1, 0 and 0 inside, and 2, 2, 2 and 5 outside."""
+    kind, inside, uplink = (np.array(column) for column in ((3, 1, 3, 0), (0, 1, 0, 0), (2, 2, 2, 5)))
+    place, seats = _seats(kind, [inside], [uplink])
+    assert [seats[at] for at in place] == [
+        Seat(3, (0,), (2,)), Seat(1, (1,), (2,)), Seat(3, (0,), (2,)), Seat(0, (0,), (5,))]  # fmt: skip
+    assert len(seats) == 3
 
 
 def test_a_rank_s_members_are_its_own_first_nodes_and_its_limit_their_smallest() -> None:
