@@ -53,6 +53,10 @@ PROFILES = {name: catalog.load_framework(name) for name in catalog.names("framew
         ("Zero Bubble (Megatron-LM fork)", 2024, "zero-bubble"),
         ("MaxText", 2024, "maxtext"),
         ("Mesh-TensorFlow", 2021, "mesh-tensorflow"),
+        ("GSPMD / Lingvo", 2021, "gspmd"),
+        ("GLaM (GSPMD)", 2021, "gspmd"),
+        ("GShard (XLA SPMD)", 2020, "gspmd"),
+        ("Lingvo", 2021, "gspmd"),
         ("unheard of", 2024, None),
     ],
 )
