@@ -43,8 +43,7 @@ def _zbv_rank(rank: int, pp: int, micro_batches: int) -> Ints:
         run.forward(1)
         run.input_then_weight(1)
     while run.count[1, FORWARD] < number:
-        if run.count[0, FORWARD] < number:
-            run.forward(0)
+        run.forward(0)
         run.input_then_weight(0)
         run.forward(1)
         run.input_then_weight(1)
@@ -56,6 +55,7 @@ def _zbv_rank(rank: int, pp: int, micro_batches: int) -> Ints:
     for side in (1, 0):
         while run.count[side, WEIGHT_GRAD] < run.count[side, INPUT_GRAD]:
             run.add(side, WEIGHT_GRAD)
+    # The phases count on more micro-batches than there may be: those beyond are left out.
     table = np.array(run.actions, np.int32)
     return table[table[:, 1] < micro_batches]
 
