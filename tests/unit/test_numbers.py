@@ -18,6 +18,7 @@ def test_divisors_of_large_numbers() -> None:
     """10^12 has (12+1)^2 divisors; 999,999,999,989 is prime."""
     assert len(divisors(10**12)) == 169
     assert divisors(999_999_999_989) == (1, 999_999_999_989)
+    assert {type(found) for found in divisors(2**3 * 999_983)} == {int}
 
 
 @pytest.mark.parametrize("n", [0, -4, 10**12 + 1])

@@ -61,6 +61,41 @@ def test_routers_count_in_torch_s_convention_and_not_in_megatron_s() -> None:
     assert forward_flops_per_sequence(model, s) - forward_flops_per_sequence(model, s, router=False) == router
 
 
+@pytest.mark.parametrize("halve_causal", [False, True])
+@pytest.mark.parametrize("router", [False, True])
+def test_a_depth_of_multi_token_prediction_is_a_projection_a_layer_and_a_head(halve_causal: bool, router: bool) -> None:
+    """32 tokens, 4 heads of 16 (2 of keys), 2 of 8 experts of 3 x 64 x 128 for each token, 32,000 words."""
+    s = 32
+    model = mixture(hidden=64, layers=3, heads=4, experts=8, top_k=2, expert_hidden=128)
+    products = 64 * (64 + 2 * 32) + 64 * 64 + 2 * 3 * 64 * 128 + (64 * 8 if router else 0)
+    layer = 2 * s * products + 4 * s * s * 64 / (2 if halve_causal else 1)
+    head = 2 * s * 64 * 32_000
+    for depths in (0, 1, 2):
+        own = replace(model, head=replace(model.head, mtp_layers=depths))
+        found = forward_flops_per_sequence(own, s, halve_causal=halve_causal, router=router)
+        assert found == 3 * layer + head + depths * (2 * s * 128 * 64 + layer + head)
+
+
+def test_padding_of_experts_is_no_model_flop() -> None:
+    model = mixture(hidden=64, layers=3, heads=4, experts=8, top_k=2, expert_hidden=128)
+    layer = model.stacks[0].runs[0][0]
+    assert layer.experts is not None
+    padded = replace(layer, experts=replace(layer.experts, capacity_factor=1.5))
+    for depths in (0, 1):
+        own = replace(model, head=replace(model.head, mtp_layers=depths))
+        other = replace(own, stacks=(StackSpec(role="decoder", runs=((padded, 3),)),))
+        assert forward_flops_per_sequence(other, 32) == forward_flops_per_sequence(own, 32)
+
+
+def test_a_narrow_table_of_tokens_is_projected_at_both_ends() -> None:
+    """Rows of 16 onto a width of 64, and back before 1,000 words."""
+    model, s = gpt(64, 3, 4, vocab=1000, seq_len=32), 32
+    narrow = replace(model, embedding=replace(model.embedding, width=16))
+    wide_head, narrow_head = 2 * s * 64 * 1000, 2 * s * 16 * 1000
+    added = forward_flops_per_sequence(narrow, s) - forward_flops_per_sequence(model, s)
+    assert added == 2 * (2 * s * 16 * 64) + narrow_head - wide_head
+
+
 def _two_stacks() -> ModelSpec:
     """One encoder layer and two decoder layers of unlike sizes, untied."""
     encoder = LayerSpec(attention=AttentionSpec(heads=2, kv_heads=2, head_dim=16, value_head_dim=16, causal=False),

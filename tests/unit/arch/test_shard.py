@@ -22,7 +22,7 @@ COPIED = (
 )  # fmt: skip
 OTHER = {"attention_kernel": "fa9", "logits_dtype": "fp64", "expert_dispatch": "einsum", "logits_fraction": 0.15,
          "experts_pointwise": "epilogue", "activation_input_dtype": "fp8", "attention_output_dtype": "e5m6",
-         "softmax_dtype": ""}
+         "softmax_dtype": ""}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", COPIED)
@@ -59,6 +59,8 @@ def test_activations_are_16_bits_where_products_are_narrower(
     assert replace(found, narrow_attention=True).attention_dtype == (precision if narrow else activations)
     assert replace(found, experts_pointwise="epilogue").experts_in_epilogue is narrow
     assert not replace(found, experts_pointwise="tensor-ops").experts_in_epilogue
+    # Products that are as wide as 16 bits read what is kept: they have no narrow copy.
+    assert replace(found, activation_dtype="fp32").gemm_input_bytes == (saved if narrow else 4.0)
 
 
 @pytest.mark.parametrize(
