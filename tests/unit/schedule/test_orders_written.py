@@ -144,7 +144,9 @@ def test_forwards_and_backwards_of_a_repeated_block(schedule: str, pp: int) -> N
         assert [task for task in order.of_rank(rank) if task[2] != WEIGHT_GRAD] == [task for _, task in turns]
 
 
-@pytest.mark.parametrize(("schedule", "pp", "least"), [("v-half", 4, 6), ("v-min", 5, 6), ("v-min", 4, 5), ("v-half", 3, 5)])
+@pytest.mark.parametrize(
+    ("schedule", "pp", "least"), [("v-half", 4, 6), ("v-min", 5, 6), ("v-min", 4, 5), ("v-half", 3, 5)]
+)
 def test_a_repeated_block_needs_the_room_that_it_is_given(
     schedule: str, pp: int, least: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
