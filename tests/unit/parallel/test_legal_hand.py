@@ -186,7 +186,8 @@ def test_experts_bound_ep_and_etp() -> None:
     assert _said(Strategy(dp=8, ep=1, etp=8), model=MIXED) == [
         ("etp", "etp(8) does not divide the expert size(60).", "6 would.")]  # fmt: skip
     assert _said(Strategy(dp=8, ep=3, etp=2), model=MIXED) == [
-        ("ep", "folding: tp(1) * cp(1) * dp(8) = 8 is not a multiple of ep(3) * etp(2) = 6.", "ep * etp = 4 would be.")]
+        ("ep", "folding: tp(1) * cp(1) * dp(8) = 8 is not a multiple of ep(3) * etp(2) = 6.", "ep * etp = 4 would be.")
+    ]
     assert _said(Strategy(dp=8, ep=6, etp=6), model=MIXED) == [
         ("ep", "folding: tp(1) * cp(1) * dp(8) = 8 is not a multiple of ep(6) * etp(6) = 36.", "ep * etp = 8 would be.")
     ]

@@ -163,8 +163,10 @@ def test_a_segment_s_bytes_of_one_micro_batch() -> None:
 
 LAYER, END = Segment(name="layer", operations=(), input_bytes=1.0), Segment(name="end", operations=(), input_bytes=1.0,
                                                                             recomputable=False)  # fmt: skip
-FEW = {"layer": memory.SegmentMemory(saved_bytes=10, plain_bytes=100, largest_bytes=30, late_bytes=7),
-       "end": memory.SegmentMemory(saved_bytes=5, plain_bytes=5, largest_bytes=200, late_bytes=3)}
+FEW = {
+    "layer": memory.SegmentMemory(saved_bytes=10, plain_bytes=100, largest_bytes=30, late_bytes=7),
+    "end": memory.SegmentMemory(saved_bytes=5, plain_bytes=5, largest_bytes=200, late_bytes=3),
+}
 STAGE = Stage(index=0, parts=((LAYER, 4), (END, 1)), boundary_bytes=48.0)
 CLUSTER = dgx(1)
 

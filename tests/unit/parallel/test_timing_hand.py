@@ -64,8 +64,20 @@ def test_every_work_takes_its_kernel_s_time() -> None:
                  "value_head_dim": 96, "causal": True}  # fmt: skip
     windowed = replace(CORE, window=256, backward=True, kernel="flash1")
     fp32 = replace(BIG, dtype="fp32", batch=2)
-    works = [BIG, ROWS, CORE, SMALL, EXPERTS, PASS, windowed, fp32, _sum("all_reduce", 8),
-             _sum("all_gather", 8, "ep"), _sum("all_to_all", 8, "ep", copies=4), _sum("all_to_all", 8, "ep")]
+    works = [
+        BIG,
+        ROWS,
+        CORE,
+        SMALL,
+        EXPERTS,
+        PASS,
+        windowed,
+        fp32,
+        _sum("all_reduce", 8),
+        _sum("all_gather", 8, "ep"),
+        _sum("all_to_all", 8, "ep", copies=4),
+        _sum("all_to_all", 8, "ep"),
+    ]
     expected = [
         gemm_time_s(COLD, "bf16", 4096, 4096, 4096),
         lookup_time_s(COLD, 1e4, 2048),
@@ -263,7 +275,6 @@ def test_exchanges_of_experts_share_all_compute_of_both_passes(mega_bytes: float
     alone = _times(other, replace(moe, forward=(exchange, EXPERTS), input_grad=(exchange,)))
     assert many.forward.parts["ep"][0] == 0
     assert many.forward.parts["ep"][1] == pytest.approx(alone.forward.parts["ep"], rel=1e-12)
-
 
 
 def test_two_hidden_collectives_of_an_axis_share_their_cover() -> None:
