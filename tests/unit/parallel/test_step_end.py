@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 import simulator as sw
+from simulator.cluster.device import pointwise_time_s
 from simulator.cluster.network import collective_time_s
 from simulator.cluster.placement import Group
 from simulator.count import count
@@ -130,3 +131,19 @@ def test_sharding_copies_what_fsdp_copies(copies: str, accesses: int) -> None:
     # Between streaming all of it at the memory's full speed and at three quarters of it plus a launch per piece.
     assert moved / device.memory_bandwidth_bytes_per_s <= step_s * (1 + 1e-9)
     assert step_s <= moved / (0.75 * device.memory_bandwidth_bytes_per_s) + 2 * pieces * 10e-6 * (accesses > 0)
+
+
+@pytest.mark.parametrize(("dp", "cp"), [(1, 1), (2, 1), (1, 2), (2, 2), (4, 2)])
+def test_separate_gradients_are_flattened_wherever_a_replica_or_a_context_rank_reduces_them(dp: int, cp: int) -> None:
+    """Read and written three times in fp32 around the all-reduce of dp * cp ranks; a rank alone copies nothing."""
+    model, cluster = sw.load_model("llama-2-7b"), replace(sw.load_cluster("dgx-a100"), nodes=1)
+    run, strategy = sw.Run(global_batch=dp, seq_len=2048, precision="bf16"), sw.Strategy(dp=dp, cp=cp)
+    views = replace(sw.load_framework("megatron-core"), sharded_copies="none", overlap_grad_reduce=False)
+    ends = []
+    for software in (views, replace(views, sharded_copies="flattened")):
+        costed = cost_step(model, cluster, run, strategy, software)
+        ends.append(step_end(costed.program.stages, costed.costs, costed.setting))
+    copied_s = float(ends[1].reduce_s) - float(ends[0].reduce_s)
+    moved_bytes = 3 * (4 + 4) * PARAMETERS if dp * cp > 1 else 0
+    expected_s = float(pointwise_time_s(cluster.device, moved_bytes, kernel="copy")) if moved_bytes else 0.0
+    assert copied_s == pytest.approx(expected_s, rel=1e-9)
