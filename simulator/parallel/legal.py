@@ -138,7 +138,7 @@ def _check_model(model: ModelSpec, run: Run, strategy: Strategy, complaints: Com
         elif spec.kv_heads % strategy.tp and strategy.tp % spec.kv_heads:
             complaints.add(f"tp({strategy.tp}) and kv_heads({spec.kv_heads}) of {model.name}: neither divides the "
                            "other.", where="tp", hint=_nearest_divisor(spec.kv_heads, strategy.tp))  # fmt: skip
-        if strategy.context_kind == "ulysses" and strategy.cp > 1 and (spec.heads // strategy.tp) % strategy.cp:
+        if strategy.context_kind == "ulysses" and (spec.heads // strategy.tp) % strategy.cp:
             complaints.add(f"ulysses: cp({strategy.cp}) does not divide the {spec.heads // strategy.tp} heads of a tp "
                            "rank.", where="cp")  # fmt: skip
     hidden = {spec.feed_forward.hidden for stack in model.stacks for spec, _ in stack.runs if spec.feed_forward}

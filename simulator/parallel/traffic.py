@@ -21,11 +21,11 @@ AXIS_OF = {"dp_cp": "dp", "shard": "dp", "replicas": "dp", "edp": "dp"}
 """Gradient and parameter traffic is reported as data parallelism's."""
 
 
-def stage_collectives(stage: Stage, strategy: Strategy) -> list[tuple[Collective, int]]:
-    """Collectives of one micro-batch on one stage, with how often each runs."""
+def stage_collectives(parts: Iterable[tuple[Segment, Any]], strategy: Strategy) -> list[tuple[Collective, Any]]:
+    """Collectives of one micro-batch through segments, with how often each runs."""
     policy = policy_of(strategy)
-    found: list[tuple[Collective, int]] = []
-    for segment, count in stage.parts:
+    found: list[tuple[Collective, Any]] = []
+    for segment, count in parts:
         again = {id(operation) for operation in recomputed_operations(segment, policy)}
         for operation in segment.operations:
             forwards = operation.forward * (2 if id(operation) in again else 1)
@@ -51,16 +51,16 @@ def traffic_bytes(program: Program, stages: Sequence[Stage], setting: Setting) -
     return dict(sent)
 
 
-def _joined(stages: Sequence[Stage]) -> Stage:
-    """Everything that some stages hold, as one: equal segments are looked at once."""
+def _joined(stages: Sequence[Stage]) -> Iterable[tuple[Segment, Any]]:
+    """The segments that some stages hold, with how often: equal ones are looked at once."""
     parts: dict[int, tuple[Segment, Any]] = {}
     for segment, count in (part for stage in stages for part in stage.parts):
         parts[id(segment)] = segment, count + parts.get(id(segment), (segment, 0))[1]
-    return Stage(index=stages[0].index, parts=tuple(parts.values()), boundary_bytes=0.0)
+    return parts.values()
 
 
 def _add(
-    sent: dict[str, Number], collectives: Iterable[tuple[Collective, int]], groups: Mapping[str, Group], times: int
+    sent: dict[str, Number], collectives: Iterable[tuple[Collective, Any]], groups: Mapping[str, Group], times: int
 ) -> None:
     for collective, count in collectives:
         axis = AXIS_OF.get(collective.axis, collective.axis)

@@ -380,11 +380,11 @@ BUSY = Segment(name="busy", input_bytes=1.0, operations=(
 
 
 def test_collectives_of_a_stage_run_again_where_they_are_recomputed() -> None:
-    stage = Stage(index=0, parts=((BUSY, 3),), boundary_bytes=0.0)
-    assert stage_collectives(stage, Strategy()) == [(SEND, 3), (SEND, 3), (MOE, 3), (MOE, 3), (SEND, 3)]
+    parts = [(BUSY, 3)]
+    assert stage_collectives(parts, Strategy()) == [(SEND, 3), (SEND, 3), (MOE, 3), (MOE, 3), (SEND, 3)]
     again = Strategy(recompute="modules", recompute_modules=("m",))
-    assert stage_collectives(stage, again) == [(SEND, 3)] * 3 + [(MOE, 3)] * 2 + [(SEND, 3)]
-    assert len(stage_collectives(stage, Strategy(recompute="full"))) == 7
+    assert stage_collectives(parts, again) == [(SEND, 3)] * 3 + [(MOE, 3)] * 2 + [(SEND, 3)]
+    assert len(stage_collectives(parts, Strategy(recompute="full"))) == 7
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
