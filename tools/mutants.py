@@ -29,7 +29,8 @@ def mutants_of(path: Path) -> list[Mutant]:
     """Every mutant of every function of a file, messages and equal code left out."""
     from mutmut.mutation.file_mutation import create_mutations
 
-    text = path.read_text(encoding="utf-8")
+    # mutmut leaves decorated functions out; the code that `patch` gives a property or a cached function has none.
+    text = cst.parse_module(path.read_text(encoding="utf-8")).visit(_Undecorated()).code
     module, mutations, _, _ = create_mutations(str(path), text)
     names = dict(_functions(module.body, ""))
     parents: dict[cst.FunctionDef, dict[int, Any]] = {}
@@ -47,6 +48,18 @@ def mutants_of(path: Path) -> list[Mutant]:
             continue
         found.append(Mutant(names[node], _difference(before, after), after))
     return found
+
+
+class _Undecorated(cst.CSTTransformer):
+    """Functions without their decorators, but for what says how they are bound."""
+
+    def leave_FunctionDef(self, _: cst.FunctionDef, updated_node: cst.FunctionDef) -> cst.FunctionDef:  # noqa: N802
+        kept = [each for each in updated_node.decorators if _bound_by(each.decorator)]
+        return updated_node.with_changes(decorators=kept)
+
+
+def _bound_by(decorator: cst.BaseExpression) -> bool:
+    return isinstance(decorator, cst.Name) and decorator.value in {"staticmethod", "classmethod"}
 
 
 def _functions(body: Any, inside: str) -> Iterator[tuple[Any, str]]:
