@@ -259,24 +259,15 @@ def optimizer_traffic_bytes(held: HeldParameters, run: Run, strategy: Strategy, 
     16-bit parameter (NVIDIA/Megatron-LM v2.6 megatron/optimizer/optimizer.py: _copy_model_grads_to_main_grads,
     _unscale_main_grads_and_check_for_nan, clip_grads, _copy_main_params_to_model_params; a kernel each). A compiler
     fuses casts and scale into the update. A framework without a fused optimizer makes about three times the passes over
-    the states. Adafactor has reductions between its passes: it reads the gradients for the sums of rows, for those of
-    columns, for the RMS of the update and for the update, and the master once more for its RMS (Shazeer and Stern 2018,
-    Algorithm 4 and section 8; optax.adafactor).
+    the states.
 
     Mixed precision of fp16 with fp16 gradients, Adam: 2 + (2 + 4) + 8 + 8 + 24 + (4 + 2):
 
-    >>> from dataclasses import replace
     >>> from simulator.spec.run import Framework, Run
     >>> held = HeldParameters(dense=1.0, expert=0.0, replicated=0.0, largest_segment=1.0)
     >>> run, half = Run(global_batch=1, precision="fp16", optimizer="adam"), Framework(name="f", gradient_dtype="fp16")
     >>> optimizer_traffic_bytes(held, run, Strategy(), half)
     54.0
-
-    A compiler's Adafactor with fp16 gradients: 2 + 4 x 2 + 8 + (4 + 2):
-
-    >>> compiled = replace(half, compiled=True)
-    >>> optimizer_traffic_bytes(held, replace(run, optimizer="adafactor"), Strategy(), compiled)
-    24.0
     """
     owned = owned_parameters(held, strategy) if strategy.zero >= 1 else held.total
     gradient = main = gradient_bytes(run, framework)
@@ -288,7 +279,4 @@ def optimizer_traffic_bytes(held: HeldParameters, run: Run, strategy: Strategy, 
         again += 2 * main
     states = 2 * (MOMENT_BYTES[run.optimizer] + MASTER_BYTES)
     passes = 1 if framework.fused_optimizer else 3
-    reads = 2
-    if run.optimizer == "adafactor":
-        reads, again = 4, again + MASTER_BYTES
-    return held.total * gradient + owned * (reads * main + states * passes + again)
+    return held.total * gradient + owned * (2 * main + states * passes + again)

@@ -196,12 +196,6 @@ def test_an_optimizer_step_reads_and_writes_so_many_bytes(
     assert moved == [100 * (zeroed + each), 100 * zeroed + 12.5 * each, 100 * zeroed + 12.5 * each]
 
 
-def test_adafactor_reads_gradients_four_times_and_the_master_once_more() -> None:
-    """fp32 gradients, zeroed: 4 + 4 x 4; the master read and written, copied to bf16, read for its RMS: 8 + 6 + 4."""
-    run = replace(MIXED, precision="bf16", optimizer="adafactor")
-    assert states.optimizer_traffic_bytes(HELD, run, Strategy(), PLAIN) == 100 * (4 + 16 + 8 + 6 + 4)
-
-
 def _pair(kind: Any, axis: str, each: float) -> tuple[Collective, ...]:
     return (Collective(kind=kind, axis=axis, bytes=70 * each), Collective(kind=kind, axis="edp", bytes=30 * each))
 
