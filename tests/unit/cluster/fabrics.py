@@ -1,11 +1,15 @@
-"""Small clusters built by hand, for tests of the network."""
+"""Small clusters built by hand, for tests of the network, and the cables of a graph."""
 
 from __future__ import annotations
 
+import networkx as nx
+
+from simulator.cluster.generators import Vertex
 from simulator.spec.hardware import Cluster, Device, Tier
 from simulator.spec.kernels import KernelModel
 
 LINK_BYTES_PER_S = {"volta": 150e9, "ampere": 300e9, "hopper": 450e9, "blackwell": 900e9}
+Cables = dict[frozenset[Vertex], tuple[float, float, str]]
 NIC_BYTES_PER_S = {"volta": 12.5e9, "ampere": 25e9, "hopper": 50e9, "blackwell": 50e9}
 
 
@@ -69,3 +73,11 @@ def pods(oversubscription: float, nodes: int = 2048, pod: int = 3072, latency_s:
     inner = net_tier(pod, 50e9, kind="roce", latency_s=latency_s)
     outer = net_tier(nodes * 8, 50e9, kind="roce", oversubscription=oversubscription, latency_s=latency_s)
     return cluster("hopper", nodes, inner, outer)
+
+
+def cables_of(graph: nx.Graph) -> Cables:
+    """Rate, latency and tier of every cable."""
+    return {
+        frozenset((one, other)): (data["bandwidth_bytes_per_s"], data["latency_s"], data["tier"])
+        for one, other, data in graph.edges(data=True)
+    }

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import combinations
 
-import networkx as nx
 import pytest
 
 from simulator.cluster.generators import (
@@ -26,16 +25,7 @@ from simulator.cluster.generators import (
 )
 from simulator.errors import InputError
 from simulator.spec.hardware import Link
-
-Cables = dict[frozenset[Vertex], tuple[float, float, str]]
-
-
-def cables_of(graph: nx.Graph) -> Cables:
-    """Rate, latency and tier of every cable."""
-    return {
-        frozenset((one, other)): (data["bandwidth_bytes_per_s"], data["latency_s"], data["tier"])
-        for one, other, data in graph.edges(data=True)
-    }
+from tests.unit.cluster.fabrics import Cables, cables_of
 
 
 def alike(pairs: Iterable[tuple[Vertex, Vertex]], rate: float, latency_s: float, tier: str) -> Cables:

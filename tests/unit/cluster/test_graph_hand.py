@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import networkx as nx
 import pytest
 
 from simulator.cluster import graph as module
 from simulator.cluster.constants import network_constants
-from simulator.cluster.generators import Vertex, graph_of
+from simulator.cluster.generators import graph_of
 from simulator.cluster.graph import (
     Routes,
     cluster_graph,
@@ -23,15 +22,7 @@ from simulator.cluster.placement import Group
 from simulator.errors import InputError
 from simulator.spec.hardware import Cluster, Link, Tier
 from tests.support import a100
-
-Cables = dict[frozenset[Vertex], tuple[float, float, str]]
-
-
-def cables_of(found: nx.Graph) -> Cables:
-    return {
-        frozenset((one, other)): (data["bandwidth_bytes_per_s"], data["latency_s"], data["tier"])
-        for one, other, data in found.edges(data=True)
-    }
+from tests.unit.cluster.fabrics import Cables, cables_of
 
 
 def tier(name: str, size: int, rate: float, latency_s: float, *, thin: float = 1.0, topology: str = "switch") -> Tier:
